@@ -1,0 +1,27 @@
+"""Errors that a user can act on. The message is one sentence: what is wrong, where, and what to do."""
+
+
+class NybbleError(Exception):
+    """Base of all errors raised on purpose. `exit_code` is what the command line leaves with."""
+
+    exit_code = 2
+
+
+class CheckpointError(NybbleError):
+    """A model file is missing, damaged, hostile or not supported."""
+
+
+class TokenizerError(NybbleError):
+    """A tokenizer or chat template is damaged, unsupported, or does not fit the model."""
+
+
+class PromptError(NybbleError):
+    """A prompt cannot be served, for example because it is longer than the context."""
+
+
+class ConfigError(NybbleError):
+    """An option, a parameter or an environment variable has a value that cannot be used."""
+
+
+class ModelNotFoundError(NybbleError):
+    """No file, folder or catalog entry has this name."""
