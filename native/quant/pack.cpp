@@ -1,0 +1,126 @@
+#include "quant/pack.h"
+
+#include <cstring>
+
+#include "base/half.h"
+#include "kernels/simd/generic.h"
+#include "quant/packed.h"
+
+namespace nybble {
+namespace {
+
+constexpr std::size_t kGroup = 16;
+
+bool is_float(Format format) { return info(format).block_size == 1; }
+
+// [k][16 rows] of `Element`, row by row so that the file is read in order.
+template <class Element>
+void pack_plain(const uint8_t* src, std::size_t row0, std::size_t rows, std::size_t cols, uint8_t* group) {
+    auto* out = reinterpret_cast<Element*>(group);
+    for (std::size_t r = 0; r < kGroup; ++r) {
+        if (row0 + r >= rows) {
+            for (std::size_t k = 0; k < cols; ++k) out[k * kGroup + r] = 0;
+            continue;
+        }
+        const uint8_t* row = src + (row0 + r) * cols * sizeof(Element);
+        for (std::size_t k = 0; k < cols; ++k) {
+            std::memcpy(&out[k * kGroup + r], row + k * sizeof(Element), sizeof(Element));
+        }
+    }
+}
+
+template <class Q>
+void pack_group(const uint8_t* src, std::size_t row0, std::size_t rows, std::size_t cols, uint8_t* group) {
+    using Block = typename Q::Block;
+    const std::size_t units = cols / Q::unit_k;
+    if (row0 + kGroup > rows) std::memset(group, 0, units * Q::unit_bytes);
+    const std::size_t here = rows - row0 < kGroup ? rows - row0 : kGroup;
+    for (std::size_t u = 0; u < units; ++u) {
+        for (std::size_t r = 0; r < here; ++r) {
+            Block block;
+            std::memcpy(&block, src + ((row0 + r) * units + u) * sizeof(Block), sizeof(Block));
+            Q::pack(group + u * Q::unit_bytes, static_cast<int>(r), block);
+        }
+    }
+}
+
+// The float of weight `element` (0-31) of the k block whose codes and scales are given, in lane `lane`.
+template <class Q>
+float value(const Generic::B* codes, const Generic::F* ws, const Generic::F* wm, int lane, int element) {
+    const int code = codes[element / 4][4 * lane + element % 4];
+    const int sub = element * Q::subs / 32;
+    const int offset = Q::shift < 0 ? 0 : 1 << (Q::shift < 0 ? 0 : Q::shift);
+    float x = ws[sub][lane] * static_cast<float>(code - offset);
+    if constexpr (Q::has_min) x = x + wm[sub][lane];
+    return x;
+}
+
+template <class Q>
+void unpack_units(const uint8_t* unit, std::size_t cols, int row, float* dst) {
+    const int row0 = row / Generic::lanes * Generic::lanes;
+    for (std::size_t k = 0; k < cols; k += Q::unit_k, unit += Q::unit_bytes) {
+        for (int kb = 0; kb < Q::unit_k / 32; ++kb, dst += 32) {
+            Generic::B codes[8];
+            Generic::F ws[2], wm[2];
+            Q::template codes<Generic>(unit, kb, row0, codes);
+            Q::template scales<Generic>(unit, kb, row0, ws, wm);
+            for (int i = 0; i < 32; ++i) dst[i] = value<Q>(codes, ws, wm, row - row0, i);
+        }
+    }
+}
+
+float load_plain(Format format, const uint8_t* p) {
+    if (format == Format::F32) {
+        float x;
+        std::memcpy(&x, p, 4);
+        return x;
+    }
+    uint16_t half;
+    std::memcpy(&half, p, 2);
+    return format == Format::F16 ? half_to_float(half) : bf16_to_float(half);
+}
+
+}  // namespace
+
+void pack_rows(Format format, const uint8_t* src, std::size_t rows, std::size_t cols, std::size_t group_begin,
+               std::size_t group_end, uint8_t* dst) {
+    for (std::size_t g = group_begin; g < group_end; ++g) {
+        uint8_t* group = dst + g * packed_group_bytes(format, cols);
+        if (format == Format::F32) {
+            pack_plain<uint32_t>(src, g * kGroup, rows, cols, group);
+        } else if (is_float(format)) {
+            pack_plain<uint16_t>(src, g * kGroup, rows, cols, group);
+        } else {
+            with_packed(format, [&]<class Q>(Q) { pack_group<Q>(src, g * kGroup, rows, cols, group); });
+        }
+    }
+}
+
+void unpack_row(Format format, const uint8_t* packed, std::size_t cols, std::size_t row, float* dst) {
+    const uint8_t* group = packed + row / kGroup * packed_group_bytes(format, cols);
+    if (is_float(format)) {
+        const std::size_t size = info(format).block_bytes;
+        for (std::size_t k = 0; k < cols; ++k) dst[k] = load_plain(format, group + (k * kGroup + row % kGroup) * size);
+        return;
+    }
+    with_packed(format, [&]<class Q>(Q) { unpack_units<Q>(group, cols, static_cast<int>(row % kGroup), dst); });
+}
+
+// A packed unit with one row is as good a decoder as any, and there is only one set of bit layouts to be wrong.
+void dequantize(Format format, const void* src, float* dst, std::size_t n) {
+    const auto* bytes = static_cast<const uint8_t*>(src);
+    if (is_float(format)) {
+        const std::size_t size = info(format).block_bytes;
+        for (std::size_t i = 0; i < n; ++i) dst[i] = load_plain(format, bytes + i * size);
+        return;
+    }
+    with_packed(format, [&]<class Q>(Q) {
+        alignas(64) uint8_t unit[Q::unit_bytes] = {};
+        for (std::size_t i = 0; i < n; i += Q::unit_k) {
+            pack_group<Q>(bytes + i / Q::unit_k * sizeof(typename Q::Block), 0, 1, Q::unit_k, unit);
+            unpack_units<Q>(unit, Q::unit_k, 0, dst + i);
+        }
+    });
+}
+
+}  // namespace nybble

@@ -1,0 +1,1 @@
+"""The one table of weight encodings, and their readable reference numerics."""
