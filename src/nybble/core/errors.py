@@ -25,3 +25,7 @@ class ConfigError(NybbleError):
 
 class ModelNotFoundError(NybbleError):
     """No file, folder or catalog entry has this name."""
+
+
+class StoreError(NybbleError):
+    """A model could not be fetched from its packages or written to the local store."""

@@ -1,0 +1,47 @@
+"""Environment variables, read in one place and checked.
+
+Each function reads its variable when it is called, so a test or a program may set it before it loads a model.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal, get_args
+
+from nybble.core.errors import ConfigError
+
+Isa = Literal["generic", "avx2", "avx512"]
+ActivationType = Literal["int8", "f32"]
+
+
+def isa() -> Isa | None:
+    """NYBBLE_ISA: force an instruction set. None: the best one of this machine."""
+    value = os.environ.get("NYBBLE_ISA", "")
+    for known in get_args(Isa):
+        if value == known:
+            return known  # type: ignore[no-any-return]
+    if value:
+        raise _bad("NYBBLE_ISA", value, get_args(Isa))
+    return None
+
+
+def activation_type() -> ActivationType:
+    """NYBBLE_ACT: the type that activations are multiplied in. f32 is slow and judges int8, the default."""
+    value = os.environ.get("NYBBLE_ACT", "")
+    for known in get_args(ActivationType):
+        if value == known:
+            return known  # type: ignore[no-any-return]
+    if value:
+        raise _bad("NYBBLE_ACT", value, get_args(ActivationType))
+    return "int8"
+
+
+def home() -> Path:
+    """NYBBLE_HOME: the folder of models and settings. Default: ~/.cache/nybble."""
+    value = os.environ.get("NYBBLE_HOME", "")
+    return Path(value).expanduser() if value else Path.home() / ".cache" / "nybble"
+
+
+def _bad(name: str, value: str, allowed: tuple[str, ...]) -> ConfigError:
+    return ConfigError(f"the environment variable {name} must be one of {', '.join(allowed)}, not {value!r}")

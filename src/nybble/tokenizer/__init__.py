@@ -1,0 +1,8 @@
+"""Text to token ids and back, and chat templates."""
+
+from nybble.tokenizer.chat_template import ChatTemplate
+from nybble.tokenizer.detokenizer import Detokenizer
+from nybble.tokenizer.load import load_tokenizer
+from nybble.tokenizer.tokenizer import Tokenizer
+
+__all__ = ["ChatTemplate", "Detokenizer", "Tokenizer", "load_tokenizer"]
