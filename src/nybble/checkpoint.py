@@ -1,0 +1,202 @@
+"""A model on disk: one class whatever the container. Tensors stay in the mapped file until somebody reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nybble.core.errors import CheckpointError, ModelNotFoundError
+from nybble.core.spec import ModelSpec
+from nybble.core.tokenizer_source import GgufTokenizer, TokenizerFile, TokenizerSource
+from nybble.families.common import Mapped, expected_shapes
+from nybble.families.registry import map_gguf, map_hf
+from nybble.formats.gguf import GgufFile
+from nybble.formats.mapping import MappedFile
+from nybble.formats.safetensors import read_folder, read_json
+from nybble.quant.formats import FORMATS, QuantFormat
+from nybble.quant.reference import dequantize
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A weight matrix [out_features, in_features] or a vector, as it lies in the file.
+
+    data: its whole rows, read-only. plus_one: the value to use is what is stored plus one.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    format: QuantFormat
+    data: memoryview
+    plus_one: bool = False
+    file: MappedFile | None = field(default=None, repr=False)
+    begin: int = 0
+
+    def to_float32(self) -> npt.NDArray[np.float32]:
+        """Decoded values in this shape."""
+        values = dequantize(self.format, self.data).reshape(self.shape)
+        return values + 1 if self.plus_one else values
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Everything that a model's files say."""
+
+    path: Path
+    container: str  # "gguf" or "safetensors"
+    spec: ModelSpec
+    tensors: Mapping[str, Tensor]
+    tokenizer: TokenizerSource
+    chat_template: str | None
+    eos_token_ids: tuple[int, ...]
+    bos_token_id: int | None
+    add_bos: bool
+    metadata: Mapping[str, object]
+    file_bytes: int
+    files: tuple[MappedFile, ...] = ()
+
+    def release(self, tensor: Tensor) -> None:
+        """Give the tensor's pages back to the system: it has been packed and is not read again soon."""
+        if tensor.file is not None:
+            tensor.file.release(tensor.begin, tensor.begin + len(tensor.data))
+
+    def close(self) -> None:
+        """Unmap the files. Tensors must not be read afterwards."""
+        for tensor in self.tensors.values():
+            tensor.data.release()
+        for file in self.files:
+            file.close()
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """A GGUF file, or a Hugging Face folder with config.json and safetensors.
+
+    Raises:
+        ModelNotFoundError: there is nothing at `path`.
+        CheckpointError: what is there is damaged, hostile or not supported.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _open_folder(path)
+    if not path.exists():
+        raise ModelNotFoundError(f"{path} does not exist: give a GGUF file, a model folder or a name from the catalog")
+    if not path.is_file():
+        raise CheckpointError(f"{path} is not a regular file")
+    return _open_gguf(path)
+
+
+def _open_gguf(path: Path) -> Checkpoint:
+    gguf = GgufFile(path)
+    metadata = gguf.metadata
+    if isinstance(metadata.get("split.count"), int) and metadata["split.count"] not in (0, 1):
+        raise CheckpointError(f"{path} is one of {metadata['split.count']} parts of a split model: join them into one file")
+
+    def read_vector(name: str) -> tuple[float, ...]:
+        tensor = gguf.tensors.get(name)
+        if tensor is None:
+            return ()
+        if tensor.format.name != "F32" or len(tensor.shape) != 1 or tensor.shape[0] > 1 << 12:
+            raise CheckpointError(f"{path}: the tensor {name!r} is not a short vector of F32: the file is damaged")
+        return tuple(dequantize(tensor.format, gguf.data(tensor)).tolist())
+
+    shapes = {name: tensor.shape for name, tensor in gguf.tensors.items()}
+    mapped = map_gguf(metadata, shapes, read_vector, str(path))
+    stored = {n: Tensor(n, t.shape, t.format, gguf.data(t), file=gguf.file, begin=t.begin) for n, t in gguf.tensors.items()}
+    tokenizer = {key: value for key, value in metadata.items() if key.startswith("tokenizer.")}
+    ids = [_token_id(metadata, f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot", "eom")]
+    template = metadata.get("tokenizer.chat_template")
+    is_sentencepiece = metadata.get("tokenizer.ggml.model") == "llama"
+    return Checkpoint(
+        path=path,
+        container="gguf",
+        spec=mapped.spec,
+        tensors=_canonical(mapped, stored, path),
+        tokenizer=GgufTokenizer(tokenizer),
+        chat_template=template if isinstance(template, str) else None,
+        eos_token_ids=tuple(dict.fromkeys(i for i in ids if i is not None)),
+        bos_token_id=_token_id(metadata, "tokenizer.ggml.bos_token_id"),
+        add_bos=bool(metadata.get("tokenizer.ggml.add_bos_token", is_sentencepiece)),
+        metadata=metadata,
+        file_bytes=gguf.file.size,
+        files=(gguf.file,),
+    )
+
+
+def _open_folder(folder: Path) -> Checkpoint:
+    config = read_json(folder / "config.json")
+    raw, files = read_folder(folder)
+    mapped = map_hf(config, frozenset(raw), str(folder / "config.json"))
+    stored = {
+        n: Tensor(n, t.shape, t.format, t.file.view[t.begin : t.end], file=t.file, begin=t.begin) for n, t in raw.items()
+    }
+    tokenizer_config = _optional_json(folder / "tokenizer_config.json")
+    generation = _optional_json(folder / "generation_config.json")
+    eos = generation.get("eos_token_id", config.get("eos_token_id"))
+    bos = generation.get("bos_token_id", config.get("bos_token_id"))
+    return Checkpoint(
+        path=folder,
+        container="safetensors",
+        spec=mapped.spec,
+        tensors=_canonical(mapped, stored, folder),
+        tokenizer=TokenizerFile(folder / "tokenizer.json", tokenizer_config),
+        chat_template=_folder_template(folder, tokenizer_config),
+        eos_token_ids=tuple(i for i in (eos if isinstance(eos, list) else [eos]) if isinstance(i, int)),
+        bos_token_id=bos if isinstance(bos, int) else None,
+        add_bos=bool(tokenizer_config.get("add_bos_token", False)),
+        metadata=config,
+        file_bytes=sum(file.size for file in files),
+        files=tuple(files),
+    )
+
+
+def _canonical(mapped: Mapped, stored: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The spec's tensors under their canonical names, each checked against its shape."""
+    tensors = {}
+    for name, shape in expected_shapes(mapped.spec).items():
+        source = mapped.sources[name]
+        tensor = stored.get(source.name)
+        if tensor is None:
+            raise CheckpointError(f"{path}: the tensor {source.name!r} is missing: get a complete file")
+        if not tensor.format.has_kernel:
+            raise CheckpointError(
+                f"{path}: the tensor {source.name!r} is encoded as {tensor.format.name}, which nybble cannot multiply "
+                f"yet (it can: {', '.join(f.name for f in FORMATS.values() if f.has_kernel)})"
+            )
+        data, begin, found = tensor.data, tensor.begin, tensor.shape
+        if source.rows is not None and len(found) == 2 and source.rows[1] <= found[0]:
+            row = tensor.format.row_bytes(found[1])
+            data = data[source.rows[0] * row : source.rows[1] * row]
+            begin, found = begin + source.rows[0] * row, (source.rows[1] - source.rows[0], found[1])
+        if found != shape:
+            raise CheckpointError(
+                f"{path}: the tensor {source.name!r} has the shape {list(tensor.shape)}, which does not give the "
+                f"{list(shape)} that the model's description asks for: the file is damaged"
+            )
+        tensors[name] = Tensor(name, shape, tensor.format, data, source.plus_one, tensor.file, begin)
+    return tensors
+
+
+def _token_id(metadata: Mapping[str, object], key: str) -> int | None:
+    value = metadata.get(key)
+    return value if isinstance(value, int) else None
+
+
+def _optional_json(path: Path) -> dict[str, object]:
+    return read_json(path) if path.exists() else {}
+
+
+def _folder_template(folder: Path, tokenizer_config: Mapping[str, object]) -> str | None:
+    path = folder / "chat_template.jinja"
+    if path.exists():
+        return path.read_text("utf-8", errors="replace")
+    template = tokenizer_config.get("chat_template")
+    if isinstance(template, list):  # several, by name
+        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+        template = named.get("default")
+    return template if isinstance(template, str) else None

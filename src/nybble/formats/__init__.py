@@ -1,0 +1,1 @@
+"""Containers of tensors: reading and writing, nothing else."""
