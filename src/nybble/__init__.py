@@ -1,0 +1,7 @@
+"""nybble: takes a language model from checkpoint to endpoint.
+
+Importing the package does nothing but give a name: every part is imported where it is used, so that a program that only
+wants the version, or `--help`, does not pay for numpy or the native core.
+"""
+
+__version__ = "0.1.0"  # the same as in pyproject.toml, which a test checks; looking it up would cost 40 ms at each start

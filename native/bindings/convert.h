@@ -1,0 +1,82 @@
+// From Python arguments to checked spans. Every failure is a ValueError that names the argument.
+#pragma once
+
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+
+namespace nybble {
+
+namespace nb = nanobind;
+
+using AnyArray = nb::ndarray<nb::ro, nb::device::cpu>;
+
+inline void require(bool ok, const std::string& message) {
+    if (!ok) throw nb::value_error(message.c_str());
+}
+
+template <class T>
+std::string type_name() {
+    const std::string bits = std::to_string(8 * sizeof(T));
+    if constexpr (std::is_floating_point_v<T>) return "float" + bits;
+    return (std::is_signed_v<T> ? "int" : "uint") + bits;
+}
+
+// A C-contiguous array of `dims` dimensions as a flat span.
+template <class T>
+std::span<const T> flat(const AnyArray& array, const char* name, std::size_t dims = 1) {
+    require(array.dtype() == nb::dtype<T>(), std::string(name) + " must be an array of " + type_name<T>());
+    require(array.ndim() == dims, std::string(name) + " must have " + std::to_string(dims) + " dimensions, not " +
+                                      std::to_string(array.ndim()));
+    std::int64_t stride = 1;
+    for (std::size_t d = dims; d-- > 0;) {
+        require(array.shape(d) <= 1 || array.stride(d) == stride, std::string(name) + " must be contiguous");
+        stride *= static_cast<std::int64_t>(array.shape(d));
+    }
+    return {static_cast<const T*>(array.data()), array.size()};
+}
+
+// The bytes of any object with a contiguous buffer: bytes, memoryview, numpy array.
+class Bytes {
+public:
+    explicit Bytes(nb::handle object) {
+        if (PyObject_GetBuffer(object.ptr(), &view_, PyBUF_SIMPLE) != 0) throw nb::python_error();
+    }
+    ~Bytes() { PyBuffer_Release(&view_); }
+    Bytes(const Bytes&) = delete;
+    Bytes& operator=(const Bytes&) = delete;
+
+    std::span<const std::uint8_t> span() const {
+        return {static_cast<const std::uint8_t*>(view_.buf), static_cast<std::size_t>(view_.len)};
+    }
+
+private:
+    Py_buffer view_{};
+};
+
+// A new numpy array that owns its memory, not initialised.
+struct FloatArray {
+    FloatArray(std::size_t rows, std::size_t cols) : rows(rows), cols(cols), data(new float[rows * cols]) {}
+
+    nb::ndarray<nb::numpy, float, nb::ndim<2>> release() {
+        float* owned = data;
+        data = nullptr;
+        nb::capsule owner(owned, [](void* p) noexcept { delete[] static_cast<float*>(p); });
+        return nb::ndarray<nb::numpy, float, nb::ndim<2>>(owned, {rows, cols}, owner);
+    }
+    ~FloatArray() { delete[] data; }
+    FloatArray(const FloatArray&) = delete;
+    FloatArray& operator=(const FloatArray&) = delete;
+
+    std::size_t rows;
+    std::size_t cols;
+    float* data;
+};
+
+}  // namespace nybble

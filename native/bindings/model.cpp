@@ -1,0 +1,173 @@
+#include "model/model.h"
+
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <limits>
+
+#include "base/cpu_count.h"
+#include "bindings/bindings.h"
+#include "bindings/check_step.h"
+#include "bindings/convert.h"
+
+namespace nybble {
+namespace {
+
+constexpr int kMaxThreads = 1024;
+
+// A cache knows the model that it was made for.
+struct BoundCache {
+    BoundCache(const Model& model, int num_blocks) : model(&model), cache(make(model, num_blocks)) {}
+
+    static KvCache make(const Model& model, int num_blocks) {
+        require(num_blocks >= 1, "num_blocks must be at least 1, not " + std::to_string(num_blocks));
+        return KvCache(model.config(), num_blocks, model.act_f32());
+    }
+
+    const Model* model;
+    KvCache cache;
+};
+
+Activation activation_argument(const std::string& name) {
+    require(name == "silu" || name == "gelu_tanh", "unknown activation '" + name + "': use silu or gelu_tanh");
+    return name == "silu" ? Activation::silu : Activation::gelu_tanh;
+}
+
+void init_model(Model* self, int vocab_size, int hidden_size, float norm_eps, std::vector<LayerConfig> layers,
+                bool tied_head, float embed_scale, float logit_scale, float logit_softcap, std::optional<int> threads,
+                const std::optional<std::string>& isa, const std::string& act) {
+    require(act == "int8" || act == "f32", "unknown activation type '" + act + "': use int8 or f32");
+    const int count = threads.value_or(default_threads());
+    require(count >= 1 && count <= kMaxThreads,
+            "threads must be between 1 and " + std::to_string(kMaxThreads) + ", not " + std::to_string(count));
+    ModelConfig config{vocab_size,  hidden_size, norm_eps,      tied_head,
+                       embed_scale, logit_scale, logit_softcap, std::move(layers)};
+    new (self) Model(std::move(config), isa_argument(isa), act == "f32", count);
+}
+
+void set_tensor(Model& model, const std::string& name, const std::string& format, int rows, int cols, nb::handle data) {
+    const Format encoding = format_argument(format);
+    const Bytes bytes(data);
+    const nb::gil_scoped_release free_gil;
+    model.set_tensor(name, encoding, rows, cols, bytes.span());
+}
+
+nb::ndarray<nb::numpy, float, nb::ndim<2>> execute(Model& model, BoundCache& cache, const AnyArray& token_ids,
+                                                   const AnyArray& cu_seqlens_q, const AnyArray& context_lens,
+                                                   const AnyArray& block_tables, const AnyArray& logit_rows) {
+    require(model.finished(), "the model is not complete: call finish() after the last tensor");
+    require(cache.model == &model, "the cache was made for another model");
+    Step step;
+    step.token_ids = flat<std::int32_t>(token_ids, "token_ids");
+    step.cu_seqlens = flat<std::int32_t>(cu_seqlens_q, "cu_seqlens_q");
+    step.context_lens = flat<std::int32_t>(context_lens, "context_lens");
+    step.block_tables = flat<std::int32_t>(block_tables, "block_tables", 2).data();
+    step.logit_rows = flat<std::int32_t>(logit_rows, "logit_rows");
+    require(block_tables.shape(0) == step.context_lens.size(), "block_tables must have one row for each sequence");
+    step.max_blocks = static_cast<std::ptrdiff_t>(block_tables.shape(1));
+    check_step(model, cache.cache, step);
+    FloatArray logits(step.logit_rows.size(), static_cast<std::size_t>(model.config().vocab_size));
+    {
+        const nb::gil_scoped_release free_gil;
+        model.execute(cache.cache, step, logits.data);
+    }
+    return logits.release();
+}
+
+nb::list sample(Model& model, const AnyArray& logits, const AnyArray& temperature, const AnyArray& top_k,
+                const AnyArray& top_p, const AnyArray& min_p, const AnyArray& seed, const AnyArray& position,
+                const AnyArray& top_logprobs) {
+    const auto values = flat<float>(logits, "logits", 2);
+    require(logits.shape(1) == static_cast<std::size_t>(model.config().vocab_size),
+            "logits must have vocab_size columns, " + std::to_string(model.config().vocab_size));
+    const auto temperatures = flat<float>(temperature, "temperature");
+    const auto top_ks = flat<std::int32_t>(top_k, "top_k");
+    const auto top_ps = flat<float>(top_p, "top_p");
+    const auto min_ps = flat<float>(min_p, "min_p");
+    const auto seeds = flat<std::uint64_t>(seed, "seed");
+    const auto positions = flat<std::uint64_t>(position, "position");
+    const auto counts = flat<std::int32_t>(top_logprobs, "top_logprobs");
+    std::vector<SampleRow> rows(logits.shape(0));
+    for (const std::size_t size : {temperatures.size(), top_ks.size(), top_ps.size(), min_ps.size(), seeds.size(),
+                                   positions.size(), counts.size()}) {
+        require(size == rows.size(), "every sampling parameter needs one value for each row of logits");
+    }
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+        rows[i] = {temperatures[i], top_ks[i], top_ps[i], min_ps[i], seeds[i], positions[i], counts[i]};
+        require(temperatures[i] >= 0 && temperatures[i] <= std::numeric_limits<float>::max(),
+                "temperature must be finite and not negative");
+        require(top_ps[i] > 0 && top_ps[i] <= 1, "top_p must be above 0 and at most 1");
+        require(min_ps[i] >= 0 && min_ps[i] <= 1, "min_p must be between 0 and 1");
+    }
+    std::vector<Sampled> drawn;
+    {
+        const nb::gil_scoped_release free_gil;
+        drawn = model.sample(values.data(), rows);
+    }
+    nb::list result;
+    for (const Sampled& one : drawn) {
+        nb::list top;
+        for (const TokenLogprob& token : one.top) top.append(nb::make_tuple(token.id, token.logprob));
+        result.append(nb::make_tuple(one.token.id, one.token.logprob, top));
+    }
+    return result;
+}
+
+void bind_layer(nb::module_& m) {
+    nb::class_<LayerConfig>(m, "LayerConfig", "The numbers of one decoder layer.")
+        .def(
+            "__init__",
+            [](LayerConfig* self, int q_heads, int kv_heads, int head_dim, int ffn_size, float sm_scale,
+               const std::string& activation, int window, bool qkv_bias, bool out_bias, bool qk_norm, bool post_norms,
+               float attn_softcap, const AnyArray& inv_freq, float rope_scale, bool rope_interleaved) {
+                const auto frequencies = flat<float>(inv_freq, "inv_freq");
+                new (self) LayerConfig{q_heads,
+                                       kv_heads,
+                                       head_dim,
+                                       ffn_size,
+                                       sm_scale,
+                                       activation_argument(activation),
+                                       window,
+                                       qkv_bias,
+                                       out_bias,
+                                       qk_norm,
+                                       post_norms,
+                                       attn_softcap,
+                                       {frequencies.begin(), frequencies.end()},
+                                       rope_scale,
+                                       rope_interleaved};
+            },
+            nb::kw_only(), nb::arg("q_heads"), nb::arg("kv_heads"), nb::arg("head_dim"), nb::arg("ffn_size"),
+            nb::arg("sm_scale"), nb::arg("activation") = "silu", nb::arg("window") = 0, nb::arg("qkv_bias") = false,
+            nb::arg("out_bias") = false, nb::arg("qk_norm") = false, nb::arg("post_norms") = false,
+            nb::arg("attn_softcap") = 0.0f, nb::arg("inv_freq"), nb::arg("rope_scale") = 1.0f,
+            nb::arg("rope_interleaved") = false);
+}
+
+}  // namespace
+
+void bind_model(nb::module_& m) {
+    bind_layer(m);
+    nb::class_<Model>(m, "Model", "A decoder: packed weights, threads and the executor.")
+        .def("__init__", &init_model, nb::kw_only(), nb::arg("vocab_size"), nb::arg("hidden_size"), nb::arg("norm_eps"),
+             nb::arg("layers"), nb::arg("tied_head"), nb::arg("embed_scale") = 1.0f, nb::arg("logit_scale") = 1.0f,
+             nb::arg("logit_softcap") = 0.0f, nb::arg("threads") = nb::none(), nb::arg("isa") = nb::none(),
+             nb::arg("act") = "int8")
+        .def("set_tensor", &set_tensor, nb::arg("name"), nb::arg("format"), nb::arg("rows"), nb::arg("cols"),
+             nb::arg("data"))
+        .def("finish", &Model::finish, nb::call_guard<nb::gil_scoped_release>())
+        .def("execute", &execute, nb::arg("cache"), nb::arg("token_ids"), nb::arg("cu_seqlens_q"),
+             nb::arg("context_lens"), nb::arg("block_tables"), nb::arg("logit_rows"))
+        .def("sample", &sample, nb::arg("logits"), nb::arg("temperature"), nb::arg("top_k"), nb::arg("top_p"),
+             nb::arg("min_p"), nb::arg("seed"), nb::arg("position"), nb::arg("top_logprobs"))
+        .def_prop_ro("isa", [](const Model& model) { return std::string(name(model.isa())); })
+        .def_prop_ro("threads", &Model::threads)
+        .def_prop_ro("weight_bytes", &Model::weight_bytes);
+    nb::class_<BoundCache>(m, "KvCache", "The paged keys and values of one model.")
+        .def(nb::init<const Model&, int>(), nb::arg("model"), nb::arg("num_blocks"), nb::keep_alive<1, 2>())
+        .def_prop_ro("num_blocks", [](const BoundCache& cache) { return cache.cache.num_blocks(); })
+        .def_prop_ro("nbytes", [](const BoundCache& cache) { return cache.cache.bytes(); });
+}
+
+}  // namespace nybble

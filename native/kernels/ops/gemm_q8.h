@@ -1,0 +1,120 @@
+// Integer GEMM of one packed group of 16 output rows with int8 activations: the hot path of every quantised layer.
+// A tile of T tokens keeps its accumulators in registers; each k block's codes and scales are unpacked once for all of
+// them. Per token and k block the operations are the same for every T, so results do not depend on the batch.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/act_block.h"
+#include "kernels/simd/common.h"
+
+namespace nybble::ops {
+
+// The largest unsigned code of packed type Q: twice the offset, or at most 5 bits for types with a minimum.
+template <class Q>
+inline constexpr int kMaxCode = Q::shift < 0 ? 31 : (2 << Q::shift) - 1;
+
+// How far ahead of the unpacking the weights are fetched. Unpacking leaves the hardware prefetchers too few misses in
+// flight: without this a K-quant streams at half the memory's speed. Running past the group's end fetches the next one.
+inline constexpr int kPrefetchBytes = 8192;
+
+template <class S, class Q, int sub>
+NYBBLE_INLINE typename S::F block_dot(const typename S::B* codes, const ActBlock& act) {
+    constexpr int span = 8 / Q::subs;
+    typename S::I dot;
+    if constexpr (Q::shift == 7 && S::has_offset_dot) {
+        dot = S::template offset_dot<span>(codes + sub * span, act.q + 4 * sub * span);
+    } else {
+        if constexpr (Q::shift < 0) {
+            dot = S::iset1(0);
+        } else {
+            dot = S::template start<Q::shift>(Q::subs == 1 ? &act.neg_sum : &act.neg_sum16[sub]);
+        }
+        dot = S::template dot<kMaxCode<Q>, span>(dot, codes + sub * span, act.q + 4 * sub * span);
+    }
+    return S::cvt(dot);
+}
+
+// What one token's k block adds to the accumulator.
+template <class S, class Q>
+NYBBLE_INLINE typename S::F add_block(typename S::F acc, const typename S::B* codes, const typename S::F* ws,
+                                      const typename S::F* wm, const ActBlock& act) {
+    typename S::F sum = S::mul(block_dot<S, Q, 0>(codes, act), ws[0]);
+    if constexpr (Q::subs == 2) sum = S::fma(block_dot<S, Q, 1>(codes, act), ws[1], sum);
+    if constexpr (Q::has_min) {
+        if constexpr (Q::subs == 1) {
+            sum = S::fma(wm[0], S::set1(act.sum), sum);
+        } else {
+            sum = S::fma(wm[0], S::set1(act.sum16[0]), sum);
+            sum = S::fma(wm[1], S::set1(act.sum16[1]), sum);
+        }
+    }
+    return S::fma(sum, S::set1(act.scale), acc);
+}
+
+template <class S, class Q, int T>
+[[gnu::noinline]] void gemm_q8_tile(const uint8_t* w_group, const ActBlock* acts, ptrdiff_t act_stride, int k_blocks,
+                                    float* out, ptrdiff_t ldo) {
+    using F = typename S::F;
+    constexpr int blocks_per_unit = Q::unit_k / kBlockInputs;
+    constexpr int bytes_per_block = Q::unit_bytes / blocks_per_unit;
+    for (int row0 = 0; row0 < kGroupRows; row0 += S::lanes) {
+        F acc[T];
+#pragma GCC unroll 16
+        for (int t = 0; t < T; ++t) acc[t] = S::zero();
+        const uint8_t* unit = w_group;
+        const ActBlock* act = acts;
+        for (int done = 0; done < k_blocks; done += blocks_per_unit, unit += Q::unit_bytes) {
+            for (int kb = 0; kb < blocks_per_unit; ++kb, act += act_stride) {
+                if (row0 == 0) {
+                    const uint8_t* ahead = unit + kb * bytes_per_block + kPrefetchBytes;
+#pragma GCC unroll 16
+                    for (int line = 0; line < bytes_per_block; line += 64) __builtin_prefetch(ahead + line);
+                }
+                typename S::B codes[8];
+                F ws[2], wm[2];
+                Q::template codes<S>(unit, kb, row0, codes);
+                Q::template scales<S>(unit, kb, row0, ws, wm);
+#pragma GCC unroll 16
+                for (int t = 0; t < T; ++t) {
+                    // The tile's activations stream from the second-level cache: ask for the next block's.
+                    if (T == kTokenTile) __builtin_prefetch(act + act_stride + t);
+                    acc[t] = add_block<S, Q>(acc[t], codes, ws, wm, act[t]);
+                }
+            }
+        }
+#pragma GCC unroll 16
+        for (int t = 0; t < T; ++t) S::store(out + t * ldo + row0, acc[t]);
+    }
+}
+
+// out[t][0..15] for all tokens; acts in tile layout. Each tile is cut greedily into {16, 8, 4, 2, 1} tokens.
+template <class S, class Q>
+void gemm_q8(const uint8_t* w_group, const ActBlock* acts, int tokens, int k_blocks, float* out, int ldo) {
+    for (int tile0 = 0; tile0 < tokens; tile0 += kTokenTile) {
+        int in_tile = tokens - tile0 < kTokenTile ? tokens - tile0 : kTokenTile;
+        const ActBlock* tile = acts + (ptrdiff_t)tile0 * k_blocks;
+        float* tile_out = out + (ptrdiff_t)tile0 * ldo;
+        int t = 0;
+        if constexpr (S::max_tile >= 16) {
+            for (; t + 16 <= in_tile; t += 16) {
+                gemm_q8_tile<S, Q, 16>(w_group, tile + t, in_tile, k_blocks, tile_out + (ptrdiff_t)t * ldo, ldo);
+            }
+            for (; t + 8 <= in_tile; t += 8) {
+                gemm_q8_tile<S, Q, 8>(w_group, tile + t, in_tile, k_blocks, tile_out + (ptrdiff_t)t * ldo, ldo);
+            }
+        }
+        for (; t + 4 <= in_tile; t += 4) {
+            gemm_q8_tile<S, Q, 4>(w_group, tile + t, in_tile, k_blocks, tile_out + (ptrdiff_t)t * ldo, ldo);
+        }
+        for (; t + 2 <= in_tile; t += 2) {
+            gemm_q8_tile<S, Q, 2>(w_group, tile + t, in_tile, k_blocks, tile_out + (ptrdiff_t)t * ldo, ldo);
+        }
+        for (; t < in_tile; ++t) {
+            gemm_q8_tile<S, Q, 1>(w_group, tile + t, in_tile, k_blocks, tile_out + (ptrdiff_t)t * ldo, ldo);
+        }
+    }
+}
+
+}  // namespace nybble::ops

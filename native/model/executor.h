@@ -1,0 +1,86 @@
+// Runs one ragged step through the whole decoder, as one parallel region.
+//
+// A region is a chain of phases; each phase is a parallel_for over tokens, heads or rows of weights and ends with a
+// barrier. No work is ever split along a sum, so every number is the same for any batch, chunking and thread count.
+#pragma once
+
+#include <vector>
+
+#include "model/gemm.h"
+#include "model/kv_cache.h"
+#include "model/scratch.h"
+#include "model/step.h"
+#include "model/weights.h"
+
+namespace nybble {
+
+class Executor {
+public:
+    // All references must outlive the executor. `weights` must be complete.
+    Executor(const ModelConfig& config, const Weights& weights, const Kernels& kernels, bool act_f32, ThreadPool& pool);
+
+    // Puts the step's keys and values into the cache and its logits into logits[logit_rows][vocab_size].
+    // One caller at a time.
+    void execute(KvCache& cache, const Step& step, float* logits);
+
+private:
+    // Some query tokens of one sequence whose attention is one task per kv head.
+    struct AttentionTile {
+        int sequence;
+        int token0;
+        int tokens;
+    };
+    // What the phases of one layer share.
+    struct LayerRun {
+        int index;
+        const LayerConfig& config;
+        const LayerWeights& weights;
+        KvCache& cache;
+        const Step& step;
+    };
+
+    void plan(const Step& step);
+    void run_layer(Worker& worker, const LayerRun& layer);
+
+    // executor.cpp
+    void start(Worker& worker, const Step& step);
+    void fill_rope_tables(int token);
+    void normalise(Worker& worker, const Vector* post_norm, const Vector& norm, const Operand& to);
+    void multiply_to_stream(Worker& worker, const Operand& in, const Matrix& matrix, const Vector& bias,
+                            bool has_post_norm);
+    void head(Worker& worker, const Step& step, float* logits);
+
+    // executor_attention.cpp
+    void project_qkv(Worker& worker, const LayerRun& layer, const Operand& in);
+    void rotate_and_store(Worker& worker, const LayerRun& layer);
+    void attend(Worker& worker, const LayerRun& layer, const Operand& to);
+    void attend_tile(const LayerRun& layer, const AttentionTile& tile, int kv_head, float* memory, const Operand& to);
+
+    // executor_ffn.cpp
+    void feed_forward(Worker& worker, const LayerRun& layer, const Operand& in, const Operand& to);
+    void feed_forward_columns(const LayerRun& layer, int block, const Operand& in, int token0, int tokens,
+                              float* memory, const Operand& to);
+
+    Operand wide_operand(int tokens, Forms forms);
+    Operand inner_operand(int width, Forms forms);
+    void store_row(const float* row, int token, const Operand& to) const;
+    // How many tokens (or other short items) a worker takes at a time.
+    std::int64_t grain(const Worker& worker, std::int64_t total) const;
+    WorkerScratch& memory(const Worker& worker) { return scratch_.workers[static_cast<std::size_t>(worker.index())]; }
+    float* x_row(int token) { return scratch_.x.data() + static_cast<std::ptrdiff_t>(token) * config_.hidden_size; }
+    float* y_row(int token) { return scratch_.y.data() + static_cast<std::ptrdiff_t>(token) * config_.hidden_size; }
+    float* qkv_row(int token, const LayerConfig& layer) {
+        return scratch_.qkv.data() + static_cast<std::ptrdiff_t>(token) * layer.qkv_size();
+    }
+
+    const ModelConfig& config_;
+    const Weights& weights_;
+    const Kernels& kernels_;
+    Machine machine_;
+    ThreadPool& pool_;
+    Scratch scratch_;
+    int tokens_ = 0;  // of the current step
+    std::vector<AttentionTile> tiles_;
+};
+
+}  // namespace nybble

@@ -1,0 +1,107 @@
+// The attention half of a layer.
+#include "model/executor.h"
+
+namespace nybble {
+
+void Executor::project_qkv(Worker& worker, const LayerRun& layer, const Operand& in) {
+    const LayerWeights& w = layer.weights;
+    const int starts[3] = {0, layer.config.q_size(), layer.config.q_size() + layer.config.kv_size()};
+    const Vector* biases[3] = {&w.q_bias, &w.k_bias, &w.v_bias};
+    const GemmList list(machine_, in, {&w.q, &w.k, &w.v}, worker.size());
+    list.run(worker, memory(worker).results.data(),
+             [&](int which, int row0, int rows, int token0, int tokens, const float* out) {
+                 const Vector& bias = *biases[which];
+                 for (int t = 0; t < tokens; ++t, out += kGroupRows) {
+                     float* to = qkv_row(token0 + t, layer.config) + starts[which] + row0;
+                     for (int r = 0; r < rows; ++r) {
+                         to[r] = bias.empty() ? out[r] : out[r] + bias[static_cast<std::size_t>(row0 + r)];
+                     }
+                 }
+             });
+}
+
+// Per token and kv head: norms and rotates its query heads and its key, and puts key and value into the cache.
+void Executor::rotate_and_store(Worker& worker, const LayerRun& layer) {
+    const LayerConfig& config = layer.config;
+    const LayerWeights& w = layer.weights;
+    const int dim = config.head_dim;
+    const int rotary = config.rotary_dim();
+    const RopeTable& rope =
+        scratch_.ropes[static_cast<std::size_t>(scratch_.rope_of_layer[static_cast<std::size_t>(layer.index)])];
+    const auto finish = [&](float* head, const Vector& norm, std::size_t angles) {
+        if (config.qk_norm) kernels_.rms_norm(head, norm.data(), config_.norm_eps, dim, head);
+        if (rotary == 0) return;
+        kernels_.rope(head, rope.cos.data() + angles, rope.sin.data() + angles, rotary, config.rope_interleaved);
+    };
+    const std::int64_t total = static_cast<std::int64_t>(tokens_) * config.kv_heads;
+    worker.parallel_for(total, grain(worker, total), [&](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t item = begin; item < end; ++item) {
+            const int token = static_cast<int>(item / config.kv_heads);
+            const int kv_head = static_cast<int>(item % config.kv_heads);
+            const std::size_t angles = static_cast<std::size_t>(token) * config.inv_freq.size();
+            float* row = qkv_row(token, config);
+            float* q = row + kv_head * config.group() * dim;
+            for (int g = 0; g < config.group(); ++g) finish(q + g * dim, w.q_norm, angles);
+            kernels_.scale(q, config.sm_scale, config.group() * dim);
+            float* k = row + config.q_size() + kv_head * dim;
+            finish(k, w.k_norm, angles);
+
+            const int position = scratch_.position_of[static_cast<std::size_t>(token)];
+            const int sequence = scratch_.sequence_of[static_cast<std::size_t>(token)];
+            const std::int32_t block = layer.step.block_table(sequence)[position / kKvBlockTokens];
+            kernels_.store_kv(k, k + config.kv_size(), dim, layer.cache.f32(),
+                              layer.cache.head(layer.index, kv_head) + block * layer.cache.block_stride(layer.index),
+                              position % kKvBlockTokens);
+        }
+    });
+}
+
+void Executor::attend(Worker& worker, const LayerRun& layer, const Operand& to) {
+    const int kv_heads = layer.config.kv_heads;
+    const auto total = static_cast<std::int64_t>(tiles_.size()) * kv_heads;
+    float* attention = memory(worker).attention.data();
+    worker.parallel_for(total, 1, [&](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t item = begin; item < end; ++item) {
+            const AttentionTile& tile = tiles_[static_cast<std::size_t>(item / kv_heads)];
+            attend_tile(layer, tile, static_cast<int>(item % kv_heads), attention, to);
+        }
+    });
+    // Heads of a kv head that do not fill whole blocks of 32 are quantised when the whole row is there.
+    if (to.forms.blocks && layer.config.group() * layer.config.head_dim % kBlockInputs != 0) {
+        worker.parallel_for(tokens_, grain(worker, tokens_), [&](std::int64_t begin, std::int64_t end) {
+            for (int token = static_cast<int>(begin); token < end; ++token) {
+                kernels_.quantize(to.row(token), to.k, to.block(token, 0), to.stride(token));
+            }
+        });
+    }
+}
+
+void Executor::attend_tile(const LayerRun& layer, const AttentionTile& tile, int kv_head, float* memory,
+                           const Operand& to) {
+    const LayerConfig& config = layer.config;
+    const int width = config.group() * config.head_dim;
+    const int column = kv_head * width;
+    AttentionArgs args;
+    args.q = qkv_row(tile.token0, config) + column;
+    args.q_stride = config.qkv_size();
+    args.out = to.row(tile.token0) + column;
+    args.out_stride = to.k;
+    args.kv = layer.cache.head(layer.index, kv_head);
+    args.kv_block_stride = layer.cache.block_stride(layer.index);
+    args.block_table = layer.step.block_table(tile.sequence);
+    args.tokens = tile.tokens;
+    args.heads = config.group();
+    args.head_dim = config.head_dim;
+    args.first_position = scratch_.position_of[static_cast<std::size_t>(tile.token0)];
+    args.window = config.window;
+    args.softcap = config.attn_softcap;
+    args.kv_f32 = layer.cache.f32();
+    args.scratch = memory;
+    kernels_.attention(args);
+    if (!to.forms.blocks || width % kBlockInputs != 0) return;
+    for (int token = tile.token0; token < tile.token0 + tile.tokens; ++token) {
+        kernels_.quantize(to.row(token) + column, width, to.block(token, column / kBlockInputs), to.stride(token));
+    }
+}
+
+}  // namespace nybble

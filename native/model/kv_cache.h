@@ -1,0 +1,58 @@
+// The paged KV cache of one model: per layer, blocks of 16 tokens for every kv head.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "base/memory.h"
+#include "kernels/attention_args.h"
+#include "model/config.h"
+
+namespace nybble {
+
+class KvCache {
+public:
+    // `f32`: keys and values are floats instead of halves. The memory is zero and appears when it is written.
+    KvCache(const ModelConfig& config, int num_blocks, bool f32) : num_blocks_(num_blocks), f32_(f32) {
+        layers_.reserve(config.layers.size());
+        for (const LayerConfig& layer : config.layers) {
+            Layer one;
+            one.head_bytes = kv_head_bytes(layer.head_dim, f32);
+            one.block_bytes = one.head_bytes * static_cast<std::size_t>(layer.kv_heads);
+            one.data = Buffer<std::uint8_t>(checked_mul(one.block_bytes, static_cast<std::size_t>(num_blocks)));
+            layers_.push_back(std::move(one));
+        }
+    }
+
+    KvCache(const KvCache&) = delete;
+    KvCache& operator=(const KvCache&) = delete;
+
+    int num_blocks() const { return num_blocks_; }
+    bool f32() const { return f32_; }
+    std::ptrdiff_t block_stride(int layer) const { return static_cast<std::ptrdiff_t>(at(layer).block_bytes); }
+    // Block 0 of a layer, at one kv head.
+    std::uint8_t* head(int layer, int kv_head) {
+        Layer& one = layers_[static_cast<std::size_t>(layer)];
+        return one.data.data() + one.head_bytes * static_cast<std::size_t>(kv_head);
+    }
+    std::size_t bytes() const {
+        std::size_t total = 0;
+        for (const Layer& layer : layers_) total += layer.data.bytes();
+        return total;
+    }
+
+private:
+    struct Layer {
+        std::size_t head_bytes = 0;
+        std::size_t block_bytes = 0;
+        Buffer<std::uint8_t> data;
+    };
+    const Layer& at(int layer) const { return layers_[static_cast<std::size_t>(layer)]; }
+
+    int num_blocks_;
+    bool f32_;
+    std::vector<Layer> layers_;
+};
+
+}  // namespace nybble

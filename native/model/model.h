@@ -1,0 +1,53 @@
+// A decoder with everything it needs to run: threads, weights, executor and sampler.
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "model/config.h"
+#include "model/executor.h"
+#include "model/kv_cache.h"
+#include "model/sampler.h"
+#include "model/step.h"
+#include "model/weights.h"
+
+namespace nybble {
+
+class Model {
+public:
+    // Throws std::invalid_argument if the configuration cannot be run. `isa` must be supported.
+    Model(ModelConfig config, Isa isa, bool act_f32, int threads);
+
+    // Packs one tensor. `data` holds whole rows in the file's encoding; it is not needed afterwards.
+    // Throws std::invalid_argument if the tensor is unknown, has the wrong shape, or was set before.
+    void set_tensor(const std::string& name, Format format, int rows, int cols, std::span<const std::uint8_t> data);
+
+    // Ends loading. Throws std::invalid_argument if tensors are missing.
+    void finish();
+
+    // The step is checked by the caller; see Step.
+    void execute(KvCache& cache, const Step& step, float* logits);
+    std::vector<Sampled> sample(const float* logits, std::span<const SampleRow> rows);
+
+    const ModelConfig& config() const { return config_; }
+    bool finished() const { return executor_ != nullptr; }
+    bool act_f32() const { return act_f32_; }
+    Isa isa() const { return kernels_.isa; }
+    int threads() const { return pool_.size(); }
+    std::size_t weight_bytes() const { return weights_.bytes(); }
+
+private:
+    ModelConfig config_;
+    bool act_f32_;
+    const Kernels& kernels_;
+    ThreadPool pool_;
+    Weights weights_;
+    std::unique_ptr<Executor> executor_;
+    Sampler sampler_;
+    std::mutex mutex_;  // scratch memory is shared, so callers take turns
+};
+
+}  // namespace nybble

@@ -1,0 +1,70 @@
+#include "model/weights.h"
+
+namespace nybble {
+
+Weights::Weights(const ModelConfig& config) : layers(config.layers.size()) {
+    const int hidden = config.hidden_size;
+    expect("embed", embed, config.vocab_size, hidden);
+    if (!config.tied_head) expect("head", head_, config.vocab_size, hidden);
+    expect("final_norm", final_norm, hidden);
+    for (std::size_t i = 0; i < layers.size(); ++i) {
+        expect_layer("layers." + std::to_string(i) + ".", config.layers[i], hidden, layers[i]);
+    }
+}
+
+void Weights::expect_layer(const std::string& prefix, const LayerConfig& layer, int hidden, LayerWeights& weights) {
+    expect(prefix + "attn_norm", weights.attn_norm, hidden);
+    expect(prefix + "attn.q", weights.q, layer.q_size(), hidden);
+    expect(prefix + "attn.k", weights.k, layer.kv_size(), hidden);
+    expect(prefix + "attn.v", weights.v, layer.kv_size(), hidden);
+    expect(prefix + "attn.o", weights.o, hidden, layer.q_size());
+    expect(prefix + "ffn_norm", weights.ffn_norm, hidden);
+    expect(prefix + "ffn.gate", weights.gate, layer.ffn_size, hidden);
+    expect(prefix + "ffn.up", weights.up, layer.ffn_size, hidden);
+    expect(prefix + "ffn.down", weights.down, hidden, layer.ffn_size);
+    if (layer.qkv_bias) {
+        expect(prefix + "attn.q.bias", weights.q_bias, layer.q_size());
+        expect(prefix + "attn.k.bias", weights.k_bias, layer.kv_size());
+        expect(prefix + "attn.v.bias", weights.v_bias, layer.kv_size());
+    }
+    if (layer.out_bias) expect(prefix + "attn.o.bias", weights.o_bias, hidden);
+    if (layer.qk_norm) {
+        expect(prefix + "attn.q_norm", weights.q_norm, layer.head_dim);
+        expect(prefix + "attn.k_norm", weights.k_norm, layer.head_dim);
+    }
+    if (layer.post_norms) {
+        expect(prefix + "attn.post_norm", weights.attn_post_norm, hidden);
+        expect(prefix + "ffn.post_norm", weights.ffn_post_norm, hidden);
+    }
+}
+
+void Weights::expect(const std::string& name, Matrix& matrix, int rows, int cols) {
+    slots_[name] = Slot{&matrix, nullptr, rows, cols};
+}
+
+void Weights::expect(const std::string& name, Vector& vector, int size) {
+    slots_[name] = Slot{nullptr, &vector, 1, size};
+}
+
+const Weights::Slot* Weights::find(const std::string& name) const {
+    const auto found = slots_.find(name);
+    return found == slots_.end() ? nullptr : &found->second;
+}
+
+std::vector<std::string> Weights::missing() const {
+    std::vector<std::string> names;
+    for (const auto& [name, slot] : slots_) {
+        if (!slot.filled()) names.push_back(name);
+    }
+    return names;
+}
+
+std::size_t Weights::bytes() const {
+    std::size_t total = 0;
+    for (const auto& [name, slot] : slots_) {
+        total += slot.matrix != nullptr ? slot.matrix->bytes() : slot.vector->size() * sizeof(float);
+    }
+    return total;
+}
+
+}  // namespace nybble

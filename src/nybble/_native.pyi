@@ -1,0 +1,89 @@
+"""The native core. Arrays must be C-contiguous and of exactly the type that is written; errors are ValueError."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from typing_extensions import Buffer
+
+def isa() -> str: ...
+def available_isas() -> list[str]: ...
+def default_threads() -> int: ...
+def measure_read_bandwidth(threads: int, isa: str | None = None) -> float: ...
+def measure_int8_peak(threads: int, isa: str | None = None) -> float: ...
+def dequantize(format: str, data: Buffer | npt.NDArray[Any]) -> npt.NDArray[np.float32]: ...
+def pack_roundtrip(format: str, data: Buffer | npt.NDArray[Any], rows: int, cols: int) -> npt.NDArray[np.float32]: ...
+
+class LayerConfig:
+    def __init__(
+        self,
+        *,
+        q_heads: int,
+        kv_heads: int,
+        head_dim: int,
+        ffn_size: int,
+        sm_scale: float,
+        activation: str = "silu",
+        window: int = 0,
+        qkv_bias: bool = False,
+        out_bias: bool = False,
+        qk_norm: bool = False,
+        post_norms: bool = False,
+        attn_softcap: float = 0.0,
+        inv_freq: npt.NDArray[np.float32],
+        rope_scale: float = 1.0,
+        rope_interleaved: bool = False,
+    ) -> None: ...
+
+class Model:
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        hidden_size: int,
+        norm_eps: float,
+        layers: Sequence[LayerConfig],
+        tied_head: bool,
+        embed_scale: float = 1.0,
+        logit_scale: float = 1.0,
+        logit_softcap: float = 0.0,
+        threads: int | None = None,
+        isa: str | None = None,
+        act: str = "int8",
+    ) -> None: ...
+    def set_tensor(self, name: str, format: str, rows: int, cols: int, data: Buffer | npt.NDArray[Any]) -> None: ...
+    def finish(self) -> None: ...
+    def execute(
+        self,
+        cache: KvCache,
+        token_ids: npt.NDArray[np.int32],
+        cu_seqlens_q: npt.NDArray[np.int32],
+        context_lens: npt.NDArray[np.int32],
+        block_tables: npt.NDArray[np.int32],
+        logit_rows: npt.NDArray[np.int32],
+    ) -> npt.NDArray[np.float32]: ...
+    def sample(
+        self,
+        logits: npt.NDArray[np.float32],
+        temperature: npt.NDArray[np.float32],
+        top_k: npt.NDArray[np.int32],
+        top_p: npt.NDArray[np.float32],
+        min_p: npt.NDArray[np.float32],
+        seed: npt.NDArray[np.uint64],
+        position: npt.NDArray[np.uint64],
+        top_logprobs: npt.NDArray[np.int32],
+    ) -> list[tuple[int, float, list[tuple[int, float]]]]: ...
+    @property
+    def isa(self) -> str: ...
+    @property
+    def threads(self) -> int: ...
+    @property
+    def weight_bytes(self) -> int: ...
+
+class KvCache:
+    def __init__(self, model: Model, num_blocks: int) -> None: ...
+    @property
+    def num_blocks(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...

@@ -1,0 +1,1 @@
+"""Where decoders run. Backends differ only behind `execute(step) -> logits`."""

@@ -1,0 +1,16 @@
+"""The CPU backend: a thin layer over the native core."""
+
+from nybble.backends.cpu.machine import best_isa, default_threads, measure_int8_gops, measure_read_gb_s
+from nybble.backends.cpu.model import CpuModel
+from nybble.backends.cpu.step import Sampled, SampleRow, Step
+
+__all__ = [
+    "CpuModel",
+    "SampleRow",
+    "Sampled",
+    "Step",
+    "best_isa",
+    "default_threads",
+    "measure_int8_gops",
+    "measure_read_gb_s",
+]

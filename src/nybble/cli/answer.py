@@ -1,0 +1,135 @@
+"""One answer, streamed to standard output, with the figures of how fast it came."""
+
+from __future__ import annotations
+
+import resource
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from time import perf_counter
+from types import FrameType
+
+from nybble.core.sampling import SamplingParams
+from nybble.engine.load import LoadedModel
+from nybble.engine.sequence import FinishReason, KeptPrefix, Steps
+from nybble.evaluate.roofline import decode_fraction, measure_roofline, model_cost
+
+
+@dataclass(slots=True)
+class Answer:
+    """What came, and when."""
+
+    text: str
+    num_prompt_tokens: int
+    num_read_tokens: int  # of the prompt; those of earlier turns are still in the cache
+    num_new_tokens: int
+    prefill_seconds: float
+    decode_seconds: float
+    finish_reason: FinishReason | None  # None: the user stopped it
+
+
+class Interrupt:
+    """Ctrl-C while an answer streams: asks for its end instead of raising in the middle of a step."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    @contextmanager
+    def listen(self) -> Iterator[None]:
+        """Take over Ctrl-C for the time of an answer."""
+        self.asked = False
+
+        def ask(number: int, frame: FrameType | None) -> None:
+            self.asked = True
+
+        before = signal.signal(signal.SIGINT, ask)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+
+def show_answer(
+    steps: Steps, *, num_prompt_tokens: int, num_cached_tokens: int = 0, interrupt: Interrupt | None = None
+) -> Answer:
+    """Print the text of a single sequence as it comes and return all of it."""
+    pieces: list[str] = []
+    reason: FinishReason | None = None
+    begin = perf_counter()
+    first = last = begin
+    num_new_tokens = 0
+    for events in steps:
+        for event in events:
+            last = perf_counter()
+            num_new_tokens += 1
+            if num_new_tokens == 1:
+                first = last
+            pieces.append(event.text)
+            reason = event.finish_reason
+            print(event.text, end="", flush=True)
+        if interrupt is not None and interrupt.asked:
+            steps.close()
+            break
+    if pieces and not "".join(pieces).endswith("\n"):
+        print(flush=True)
+    return Answer(
+        text="".join(pieces),
+        num_prompt_tokens=num_prompt_tokens,
+        num_read_tokens=num_prompt_tokens - num_cached_tokens,
+        num_new_tokens=num_new_tokens,
+        prefill_seconds=first - begin,
+        decode_seconds=last - first,
+        finish_reason=reason,
+    )
+
+
+def note(message: str) -> None:
+    """Something to know about an answer, kept apart from it."""
+    print(f"[{message}]", file=sys.stderr, flush=True)
+
+
+def note_ending(answer: Answer, params: SamplingParams, context: int) -> None:
+    """Say so if an answer did not end by itself."""
+    if answer.finish_reason is None:
+        note("stopped")
+    elif answer.finish_reason == "length":
+        if answer.num_prompt_tokens + answer.num_new_tokens >= context:
+            note(f"cut off: the context of {context} tokens is full; --ctx makes it longer")
+        else:
+            note(f"cut off after {params.max_tokens} tokens; --max-tokens allows more")
+
+
+def cached_tokens(kept: KeptPrefix, prompt: list[int]) -> int:
+    """How many tokens of a prompt an earlier turn has left in the cache."""
+    count = 0
+    for ours, theirs in zip(prompt[:-1], kept.token_ids, strict=False):
+        if ours != theirs:
+            break
+        count += 1
+    return count
+
+
+def figures(loaded: LoadedModel, answer: Answer, threads: int | None) -> str:
+    """The line of figures of an answer; measuring the machine takes about a second."""
+    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
+    parts = [f"prompt {answer.num_read_tokens} tokens, {_rate(answer.num_read_tokens, answer.prefill_seconds)}"]
+    decoded = answer.num_new_tokens - 1  # the first comes out of the prompt's own step
+    parts.append(f"generated {answer.num_new_tokens} tokens, {_rate(decoded, answer.decode_seconds)}")
+    parts.append(f"memory {peak_mb:.0f} MB at most")
+    if decoded > 0:
+        roofline = measure_roofline(threads)
+        fraction = decode_fraction(
+            model_cost(loaded.checkpoint),
+            roofline,
+            batch=1,
+            context=answer.num_prompt_tokens + answer.num_new_tokens // 2,
+            step_seconds=answer.decode_seconds / decoded,
+        )
+        parts.append(f"{fraction:.0%} of the roofline ({roofline.read_gb_s:.1f} GB/s read)")
+    return " | ".join(parts)
+
+
+def _rate(tokens: int, seconds: float) -> str:
+    return f"{tokens / seconds:.1f} tok/s" if tokens > 0 and seconds > 0 else "too few to time"

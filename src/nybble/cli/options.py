@@ -1,0 +1,28 @@
+"""Options that several commands share, and how a model argument becomes a path."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nybble.store import resolve
+
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A GGUF file, a Hugging Face folder, or a catalog name (smollm2:135m).")
+]
+ThreadsOption = Annotated[
+    int | None, typer.Option(min=1, help="Threads to compute with; by default the cores that this process may use.")
+]
+
+
+def local_path(model: str) -> Path:
+    """The path of a model, fetched first if its name is in the catalog and it is not here yet.
+
+    Raises:
+        ModelNotFoundError: there is no such file, folder or name.
+        StoreError: it could not be fetched.
+    """
+    return resolve(model, announce=lambda message: print(message, file=sys.stderr, flush=True))
