@@ -14,8 +14,9 @@
 namespace nybble {
 namespace {
 
-constexpr int kRepeats = 5;
-constexpr long kPeakIterations = 20'000'000;
+// Many short bursts, of which the best counts: so that some fall between whatever else the machine is doing.
+constexpr int kPeakRepeats = 30, kReadRepeats = 8;
+constexpr long kPeakIterations = 4'000'000;
 constexpr size_t kReadBytes = size_t{384} << 20;  // far larger than a cache; shared out over the threads
 
 using Clock = std::chrono::steady_clock;
@@ -48,7 +49,7 @@ Roofline measure_roofline(Isa isa, int threads) {
     std::vector<double> operations(threads);
     // The emulated products of the generic instance are slow, so it gets fewer of them.
     const long iterations = isa == Isa::generic ? kPeakIterations / 40 : kPeakIterations;
-    for (int repeat = 0; repeat < kRepeats; ++repeat) {
+    for (int repeat = 0; repeat < kPeakRepeats; ++repeat) {
         const double seconds =
             timed(threads, [&](int thread) { operations[thread] = table.int8_peak_loop(iterations); });
         double total = 0;
@@ -63,7 +64,7 @@ Roofline measure_roofline(Isa isa, int threads) {
         buffers[thread].reset(new uint8_t[share]);
         std::memset(buffers[thread].get(), thread + 1, share);
     });
-    for (int repeat = 0; repeat < kRepeats; ++repeat) {
+    for (int repeat = 0; repeat < kReadRepeats; ++repeat) {
         const double seconds =
             timed(threads, [&](int thread) { checksums[thread] = table.read_loop(buffers[thread].get(), share); });
         best.read_gb_per_s = std::max(best.read_gb_per_s, static_cast<double>(share) * threads / seconds * 1e-9);

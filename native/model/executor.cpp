@@ -30,7 +30,7 @@ void Executor::execute(KvCache& cache, const Step& step, float* logits) {
 // Everything that allocates or is too small to share out.
 void Executor::plan(const Step& step) {
     tokens_ = step.tokens();
-    scratch_.reserve(tokens_);
+    scratch_.reserve(std::max(tokens_, static_cast<int>(step.logit_rows.size())));  // a row may be asked for twice
     tiles_.clear();
     for (int s = 0; s < step.sequences(); ++s) {
         const auto index = static_cast<std::size_t>(s);

@@ -3,7 +3,7 @@
 #include <cstring>
 
 #include "base/half.h"
-#include "kernels/simd/generic.h"
+#include "quant/one_row.h"
 #include "quant/packed.h"
 
 namespace nybble {
@@ -44,27 +44,23 @@ void pack_group(const uint8_t* src, std::size_t row0, std::size_t rows, std::siz
     }
 }
 
-// The float of weight `element` (0-31) of the k block whose codes and scales are given, in lane `lane`.
-template <class Q>
-float value(const Generic::B* codes, const Generic::F* ws, const Generic::F* wm, int lane, int element) {
-    const int code = codes[element / 4][4 * lane + element % 4];
-    const int sub = element * Q::subs / 32;
-    const int offset = Q::shift < 0 ? 0 : 1 << (Q::shift < 0 ? 0 : Q::shift);
-    float x = ws[sub][lane] * static_cast<float>(code - offset);
-    if constexpr (Q::has_min) x = x + wm[sub][lane];
-    return x;
-}
-
+// Row `row` of a group: decoded by the kernels' code, then rounded as dequantize() does.
 template <class Q>
 void unpack_units(const uint8_t* unit, std::size_t cols, int row, float* dst) {
-    const int row0 = row / Generic::lanes * Generic::lanes;
+    constexpr int offset = Q::shift < 0 ? 0 : 1 << (Q::shift < 0 ? 0 : Q::shift);
     for (std::size_t k = 0; k < cols; k += Q::unit_k, unit += Q::unit_bytes) {
         for (int kb = 0; kb < Q::unit_k / 32; ++kb, dst += 32) {
-            Generic::B codes[8];
-            Generic::F ws[2], wm[2];
-            Q::template codes<Generic>(unit, kb, row0, codes);
-            Q::template scales<Generic>(unit, kb, row0, ws, wm);
-            for (int i = 0; i < 32; ++i) dst[i] = value<Q>(codes, ws, wm, row - row0, i);
+            OneRow::B words[8];
+            OneRow::F ws[2], wm[2];
+            Q::template codes<OneRow>(unit, kb, row, words);
+            Q::template scales<OneRow>(unit, kb, row, ws, wm);
+            uint8_t codes[32];
+            std::memcpy(codes, words, sizeof codes);
+            for (int i = 0; i < 32; ++i) {
+                float x = ws[i * Q::subs / 32] * static_cast<float>(codes[i] - offset);
+                if constexpr (Q::has_min) x = x + wm[i * Q::subs / 32];
+                dst[i] = x;
+            }
         }
     }
 }
@@ -104,23 +100,6 @@ void unpack_row(Format format, const uint8_t* packed, std::size_t cols, std::siz
         return;
     }
     with_packed(format, [&]<class Q>(Q) { unpack_units<Q>(group, cols, static_cast<int>(row % kGroup), dst); });
-}
-
-// A packed unit with one row is as good a decoder as any, and there is only one set of bit layouts to be wrong.
-void dequantize(Format format, const void* src, float* dst, std::size_t n) {
-    const auto* bytes = static_cast<const uint8_t*>(src);
-    if (is_float(format)) {
-        const std::size_t size = info(format).block_bytes;
-        for (std::size_t i = 0; i < n; ++i) dst[i] = load_plain(format, bytes + i * size);
-        return;
-    }
-    with_packed(format, [&]<class Q>(Q) {
-        alignas(64) uint8_t unit[Q::unit_bytes] = {};
-        for (std::size_t i = 0; i < n; i += Q::unit_k) {
-            pack_group<Q>(bytes + i / Q::unit_k * sizeof(typename Q::Block), 0, 1, Q::unit_k, unit);
-            unpack_units<Q>(unit, Q::unit_k, 0, dst + i);
-        }
-    });
 }
 
 }  // namespace nybble

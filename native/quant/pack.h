@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "quant/decode.h"  // so that who packs can also decode
 #include "quant/formats.h"
 
 namespace nybble {
@@ -21,9 +22,5 @@ void pack_rows(Format format, const uint8_t* src, std::size_t rows, std::size_t 
 
 // One row of a packed matrix as floats, bit for bit what dequantize() gives for the file's row.
 void unpack_row(Format format, const uint8_t* packed, std::size_t cols, std::size_t row, float* dst);
-
-// n weights of file blocks as floats, rounding as the GGUF reference decoders do: (d * scale) * code, then minus the
-// rounded product dmin * min.
-void dequantize(Format format, const void* src, float* dst, std::size_t n);
 
 }  // namespace nybble

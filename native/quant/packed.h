@@ -10,10 +10,10 @@ namespace nybble {
 template <Format format>
 struct PackedOf;
 
-#define NYBBLE_PACKED(name)              \
-    template <>                          \
-    struct PackedOf<Format::name> {      \
-        using type = packed::name;       \
+#define NYBBLE_PACKED(name)         \
+    template <>                     \
+    struct PackedOf<Format::name> { \
+        using type = packed::name;  \
     }
 NYBBLE_PACKED(Q4_0);
 NYBBLE_PACKED(Q4_1);

@@ -1,5 +1,5 @@
-// Packed units of the types with two levels of scales (256 inputs): f16 d of the 16 rows (and dmin), the integer scales
-// with the bits that they have in the file, then the codes of eight k blocks.
+// Packed units of the types with two levels of scales (256 inputs): f16 d of the 16 rows (and -dmin), the integer
+// scales with the bits that they have in the file, then the codes of eight k blocks.
 #pragma once
 
 #include "quant/packed_codes.h"
@@ -11,28 +11,35 @@ NYBBLE_INLINE typename S::F half_at(const uint8_t* p, int row0) {
     return S::load_f16((const uint16_t*)p + row0);
 }
 
-// What all of them share. A derived type gives header_bytes, block_bytes, pack_header, pack_codes, codes and scales.
-template <class Block_, int subs_, int shift_, bool minimum>
+// dmin is kept as -dmin: the kernels add minima, and flipping a sign here is exact (that of a zero included).
+inline void put_negated_half(uint8_t* p, uint16_t half) {
+    const uint16_t negated = half ^ 0x8000;
+    std::memcpy(p, &negated, 2);
+}
+
+// What all of them share. A derived type gives pack, codes and scales.
+template <class Block_, int subs_, int shift_, int max_code_, bool minimum>
 struct Superblock {
     using Block = Block_;
     static constexpr int unit_k = 256;
     static constexpr int unit_bytes = 16 * sizeof(Block);
     static constexpr int subs = subs_;
     static constexpr int shift = shift_;
+    static constexpr int max_code = max_code_;  // the largest code: tells AVX2 how many products fit 16 bits
     static constexpr bool has_min = minimum;
 };
 
-// Q4_K and Q5_K. Header: d, dmin, then per k block and row a byte with the low nibbles of scale and min, then per pair
+// Q4_K and Q5_K. Header: d, -dmin, then per k block and row a byte with the low nibbles of scale and min, then per pair
 // of k blocks and row a byte with their upper bits (scale 0-1, min 2-3, and the same of the second at 4-7).
 template <class Block, bool fifth>
-struct ScaleMin : Superblock<Block, 1, -1, true> {
+struct ScaleMin : Superblock<Block, 1, -1, fifth ? 31 : 15, true> {
     static constexpr int low = 64, high = low + 128, header_bytes = high + 64;
     static constexpr int block_bytes = Nibbles::bytes + (fifth ? BitPlane::bytes : 0);
     static_assert(header_bytes + 8 * block_bytes == 16 * sizeof(Block));
 
     static void pack(uint8_t* unit, int row, const Block& b) {
         std::memcpy(unit + 2 * row, &b.d, 2);
-        std::memcpy(unit + 32 + 2 * row, &b.dmin, 2);
+        put_negated_half(unit + 32 + 2 * row, b.dmin);
         for (int pair = 0; pair < 4; ++pair) {
             uint8_t upper = 0;
             for (int i = 0; i < 2; ++i) {
@@ -66,20 +73,20 @@ struct ScaleMin : Superblock<Block, 1, -1, true> {
         const I scale = S::ior(S::iand(low_bits, S::iset1(15)), S::iand(S::template ishl<4>(upper), S::iset1(48)));
         const I min = S::ior(S::template ishr<4>(low_bits), S::iand(S::template ishl<2>(upper), S::iset1(48)));
         ws[0] = S::mul(half_at<S>(unit, row0), S::cvt(scale));
-        wm[0] = S::sub(S::zero(), S::mul(half_at<S>(unit + 32, row0), S::cvt(min)));
+        wm[0] = S::mul(half_at<S>(unit + 32, row0), S::cvt(min));
     }
 };
 using Q4_K = ScaleMin<raw::Q4_K, false>;
 using Q5_K = ScaleMin<raw::Q5_K, true>;
 
-// Header: d, dmin, then per 16 inputs and row the file's byte: scale low, min high.
-struct Q2_K : Superblock<raw::Q2_K, 2, -1, true> {
+// Header: d, -dmin, then per 16 inputs and row the file's byte: scale low, min high.
+struct Q2_K : Superblock<raw::Q2_K, 2, -1, 3, true> {
     static constexpr int header_bytes = 64 + 256, block_bytes = TwoBitPlanes::bytes;
     static_assert(header_bytes + 8 * block_bytes == unit_bytes);
 
     static void pack(uint8_t* unit, int row, const Block& b) {
         std::memcpy(unit + 2 * row, &b.d, 2);
-        std::memcpy(unit + 32 + 2 * row, &b.dmin, 2);
+        put_negated_half(unit + 32 + 2 * row, b.dmin);
         for (int j = 0; j < 16; ++j) unit[64 + 16 * j + row] = b.scales[j];
         for (int kb = 0; kb < 8; ++kb) {
             raw::Words w;
@@ -97,14 +104,14 @@ struct Q2_K : Superblock<raw::Q2_K, 2, -1, true> {
         for (int i = 0; i < 2; ++i) {
             const typename S::I both = S::load_u8(unit + 64 + 16 * (2 * kb + i) + row0);
             ws[i] = S::mul(half_at<S>(unit, row0), S::cvt(S::iand(both, S::iset1(15))));
-            wm[i] = S::sub(S::zero(), S::mul(half_at<S>(unit + 32, row0), S::cvt(S::template ishr<4>(both))));
+            wm[i] = S::mul(half_at<S>(unit + 32, row0), S::cvt(S::template ishr<4>(both)));
         }
     }
 };
 
 // Header: d, then per k block and row a byte with the low nibbles of its two scales, then per two k blocks and row a
 // byte with the upper two bits of their four.
-struct Q3_K : Superblock<raw::Q3_K, 2, 2, false> {
+struct Q3_K : Superblock<raw::Q3_K, 2, 2, 7, false> {
     static constexpr int low = 32, high = low + 128, header_bytes = high + 64;
     static constexpr int block_bytes = TwoBitPlanes::bytes + BitPlane::bytes;
     static_assert(header_bytes + 8 * block_bytes == unit_bytes);
@@ -145,7 +152,7 @@ struct Q3_K : Superblock<raw::Q3_K, 2, 2, false> {
 };
 
 // Header: d, then a signed byte per 16 inputs and row.
-struct Q6_K : Superblock<raw::Q6_K, 2, 5, false> {
+struct Q6_K : Superblock<raw::Q6_K, 2, 5, 63, false> {
     static constexpr int header_bytes = 32 + 256, block_bytes = Nibbles::bytes + TwoBitPlanes::bytes;
     static_assert(header_bytes + 8 * block_bytes == unit_bytes);
 
@@ -177,7 +184,7 @@ struct Q6_K : Superblock<raw::Q6_K, 2, 5, false> {
 
 // Header: d, then per pair of k blocks and row a byte with the low nibbles of their scales, then per four k blocks and
 // row a byte with the upper two bits. The codes are the file's nibbles.
-struct IQ4_XS : Superblock<raw::IQ4_XS, 1, 7, false> {
+struct IQ4_XS : Superblock<raw::IQ4_XS, 1, 7, 241, false> {
     static constexpr int low = 32, high = low + 64, header_bytes = high + 32, block_bytes = Nibbles::bytes;
     static_assert(header_bytes + 8 * block_bytes == unit_bytes);
 

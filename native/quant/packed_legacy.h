@@ -36,14 +36,15 @@ struct E8M0Scales {
     }
 };
 
-// Codes = Nibbles or Bytes; Fifth adds the bit plane of the 5-bit types.
-template <class Block_, class Scales, class Codes, bool fifth, int shift_, bool minimum>
+// Codes = Nibbles or Bytes; `fifth` adds the bit plane of the 5-bit types.
+template <class Block_, class Scales, class Codes, bool fifth, int shift_, int max_code_, bool minimum>
 struct Legacy {
     using Block = Block_;
     static constexpr int unit_k = 32;
     static constexpr int unit_bytes = Scales::bytes + Codes::bytes + (fifth ? BitPlane::bytes : 0);
     static constexpr int subs = 1;
     static constexpr int shift = shift_;
+    static constexpr int max_code = max_code_;
     static constexpr bool has_min = minimum;
     static_assert(unit_bytes == 16 * sizeof(Block));
 
@@ -67,8 +68,8 @@ struct Legacy {
 };
 
 // Nibbles that index a table: the packed unit keeps the file's nibbles, the kernel looks the codes up.
-template <class Block_, class Scales, const uint8_t (&values)[16], int shift_>
-struct LegacyTable : Legacy<Block_, Scales, Nibbles, false, shift_, false> {
+template <class Block_, class Scales, const uint8_t (&values)[16], int shift_, int max_code_>
+struct LegacyTable : Legacy<Block_, Scales, Nibbles, false, shift_, max_code_, false> {
     static void pack(uint8_t* unit, int row, const Block_& b) {
         raw::Words w;
         raw::split_nibbles(b.qs, w);
@@ -83,12 +84,12 @@ struct LegacyTable : Legacy<Block_, Scales, Nibbles, false, shift_, false> {
     }
 };
 
-using Q4_0 = Legacy<raw::Q4_0, HalfScales<false>, Nibbles, false, 3, false>;
-using Q4_1 = Legacy<raw::Q4_1, HalfScales<true>, Nibbles, false, -1, true>;
-using Q5_0 = Legacy<raw::Q5_0, HalfScales<false>, Nibbles, true, 4, false>;
-using Q5_1 = Legacy<raw::Q5_1, HalfScales<true>, Nibbles, true, -1, true>;
-using Q8_0 = Legacy<raw::Q8_0, HalfScales<false>, Bytes, false, 7, false>;
-using IQ4_NL = LegacyTable<raw::IQ4_NL, HalfScales<false>, kIq4Codes, 7>;
-using MXFP4 = LegacyTable<raw::MXFP4, E8M0Scales, kMxfp4Codes, 4>;
+using Q4_0 = Legacy<raw::Q4_0, HalfScales<false>, Nibbles, false, 3, 15, false>;
+using Q4_1 = Legacy<raw::Q4_1, HalfScales<true>, Nibbles, false, -1, 15, true>;
+using Q5_0 = Legacy<raw::Q5_0, HalfScales<false>, Nibbles, true, 4, 31, false>;
+using Q5_1 = Legacy<raw::Q5_1, HalfScales<true>, Nibbles, true, -1, 31, true>;
+using Q8_0 = Legacy<raw::Q8_0, HalfScales<false>, Bytes, false, 7, 255, false>;
+using IQ4_NL = LegacyTable<raw::IQ4_NL, HalfScales<false>, kIq4Codes, 7, 241>;
+using MXFP4 = LegacyTable<raw::MXFP4, E8M0Scales, kMxfp4Codes, 4, 28>;
 
 }  // namespace nybble::packed

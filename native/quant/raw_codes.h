@@ -1,5 +1,6 @@
-// Unsigned codes of 32 weights of a file block, as eight 32-bit words of four codes each (weight 4i + j is byte j of word
-// i), and the integer scales of the K-quants. Packing and decoding both start here, so a bit layout is written once.
+// Unsigned codes of 32 weights of a file block, as eight 32-bit words of four codes each (weight 4i + j is byte j of
+// word i), and the integer scales of the K-quants. Packing and decoding both start here, so a bit layout is written
+// once.
 #pragma once
 
 #include <cstdint>

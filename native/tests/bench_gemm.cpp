@@ -2,9 +2,9 @@
 //   c="g++ -O3 -std=c++20 -ffp-contract=off -I. -c"; mkdir -p /tmp/o
 //   for f in kernels/generic/*.cpp; do $c $f -o /tmp/o/generic-$(basename $f).o; done
 //   for f in kernels/avx2/*.cpp; do $c -mavx2 -mfma -mf16c -mbmi2 $f -o /tmp/o/avx2-$(basename $f).o; done
-//   for f in kernels/avx512/*.cpp; do $c -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mfma -mf16c -mbmi2 \
+//   for f in kernels/avx512/*.cpp; do $c -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mfma -mf16c -mbmi2
 //       -mprefer-vector-width=512 $f -o /tmp/o/avx512-$(basename $f).o; done
-//   g++ -O3 -std=c++20 -ffp-contract=off -I. tests/bench_gemm.cpp dispatch/kernels.cpp base/cpu.cpp base/roofline.cpp \
+//   g++ -O3 -std=c++20 -ffp-contract=off -I. tests/bench_gemm.cpp dispatch/kernels.cpp base/cpu.cpp base/roofline.cpp
 //       /tmp/o/*.o -o /tmp/bench_gemm -pthread && /tmp/bench_gemm [generic|avx2|avx512]
 // It checks that a row computed alone equals (==) the same row in a batch, and that every ISA agrees with generic.
 #include <algorithm>

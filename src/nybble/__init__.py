@@ -4,4 +4,5 @@ Importing the package does nothing but give a name: every part is imported where
 wants the version, or `--help`, does not pay for numpy or the native core.
 """
 
-__version__ = "0.1.0"  # the same as in pyproject.toml, which a test checks; looking it up would cost 40 ms at each start
+# The same as in pyproject.toml, which a test checks; to look it up would cost 40 ms at each start.
+__version__ = "0.1.0"

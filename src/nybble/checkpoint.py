@@ -95,7 +95,7 @@ def _open_gguf(path: Path) -> Checkpoint:
     gguf = GgufFile(path)
     metadata = gguf.metadata
     if isinstance(metadata.get("split.count"), int) and metadata["split.count"] not in (0, 1):
-        raise CheckpointError(f"{path} is one of {metadata['split.count']} parts of a split model: join them into one file")
+        raise CheckpointError(f"{path} is one of {metadata['split.count']} parts of a split model: join them")
 
     def read_vector(name: str) -> tuple[float, ...]:
         tensor = gguf.tensors.get(name)
@@ -107,7 +107,9 @@ def _open_gguf(path: Path) -> Checkpoint:
 
     shapes = {name: tensor.shape for name, tensor in gguf.tensors.items()}
     mapped = map_gguf(metadata, shapes, read_vector, str(path))
-    stored = {n: Tensor(n, t.shape, t.format, gguf.data(t), file=gguf.file, begin=t.begin) for n, t in gguf.tensors.items()}
+    stored = {
+        n: Tensor(n, t.shape, t.format, gguf.data(t), file=gguf.file, begin=t.begin) for n, t in gguf.tensors.items()
+    }
     tokenizer = {key: value for key, value in metadata.items() if key.startswith("tokenizer.")}
     ids = [_token_id(metadata, f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot", "eom")]
     template = metadata.get("tokenizer.chat_template")
@@ -133,7 +135,8 @@ def _open_folder(folder: Path) -> Checkpoint:
     raw, files = read_folder(folder)
     mapped = map_hf(config, frozenset(raw), str(folder / "config.json"))
     stored = {
-        n: Tensor(n, t.shape, t.format, t.file.view[t.begin : t.end], file=t.file, begin=t.begin) for n, t in raw.items()
+        n: Tensor(n, t.shape, t.format, t.file.view[t.begin : t.end], file=t.file, begin=t.begin)
+        for n, t in raw.items()
     }
     tokenizer_config = _optional_json(folder / "tokenizer_config.json")
     generation = _optional_json(folder / "generation_config.json")
@@ -146,8 +149,8 @@ def _open_folder(folder: Path) -> Checkpoint:
         tensors=_canonical(mapped, stored, folder),
         tokenizer=TokenizerFile(folder / "tokenizer.json", tokenizer_config),
         chat_template=_folder_template(folder, tokenizer_config),
-        eos_token_ids=tuple(i for i in (eos if isinstance(eos, list) else [eos]) if isinstance(i, int)),
-        bos_token_id=bos if isinstance(bos, int) else None,
+        eos_token_ids=tuple(i for i in (eos if isinstance(eos, list) else [eos]) if type(i) is int and i >= 0),
+        bos_token_id=bos if type(bos) is int and bos >= 0 else None,
         add_bos=bool(tokenizer_config.get("add_bos_token", False)),
         metadata=config,
         file_bytes=sum(file.size for file in files),
@@ -158,6 +161,7 @@ def _open_folder(folder: Path) -> Checkpoint:
 def _canonical(mapped: Mapped, stored: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     """The spec's tensors under their canonical names, each checked against its shape."""
     tensors = {}
+    used_rows: dict[str, int] = {}  # of the tensors that hold several
     for name, shape in expected_shapes(mapped.spec).items():
         source = mapped.sources[name]
         tensor = stored.get(source.name)
@@ -171,6 +175,7 @@ def _canonical(mapped: Mapped, stored: Mapping[str, Tensor], path: Path) -> dict
         data, begin, found = tensor.data, tensor.begin, tensor.shape
         if source.rows is not None and len(found) == 2 and source.rows[1] <= found[0]:
             row = tensor.format.row_bytes(found[1])
+            used_rows[source.name] = max(used_rows.get(source.name, 0), source.rows[1])
             data = data[source.rows[0] * row : source.rows[1] * row]
             begin, found = begin + source.rows[0] * row, (source.rows[1] - source.rows[0], found[1])
         if found != shape:
@@ -179,12 +184,18 @@ def _canonical(mapped: Mapped, stored: Mapping[str, Tensor], path: Path) -> dict
                 f"{list(shape)} that the model's description asks for: the file is damaged"
             )
         tensors[name] = Tensor(name, shape, tensor.format, data, source.plus_one, tensor.file, begin)
+    for stored_name, rows in used_rows.items():
+        if rows != stored[stored_name].shape[0]:
+            raise CheckpointError(
+                f"{path}: the tensor {stored_name!r} has {stored[stored_name].shape[0]} rows instead of {rows}: "
+                "the file is damaged"
+            )
     return tensors
 
 
 def _token_id(metadata: Mapping[str, object], key: str) -> int | None:
     value = metadata.get(key)
-    return value if isinstance(value, int) else None
+    return value if type(value) is int and value >= 0 else None
 
 
 def _optional_json(path: Path) -> dict[str, object]:

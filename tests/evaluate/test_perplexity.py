@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 import pytest
-from fakes import VOCAB, FakeModel, expected_next
 
+from fakes import VOCAB, FakeModel, expected_next
 from nybble.core.errors import ConfigError
 from nybble.evaluate.perplexity import perplexity, token_nll
 

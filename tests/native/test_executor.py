@@ -160,3 +160,11 @@ def test_only_the_wanted_rows_of_logits():
     assert np.array_equal(some, whole[rows])
     none = native.execute(cache, ids, np.array([0, 40], np.int32), np.zeros(1, np.int32), table, np.zeros(0, np.int32))
     assert none.shape == (0, model.spec.vocab_size)
+
+
+def test_a_row_may_be_asked_for_more_often_than_there_are_tokens():
+    model = tiny("llama-k-mix")
+    native = model.native(threads=2)
+    args = (np.array([5], np.int32), np.array([0, 1], np.int32), np.zeros(1, np.int32), np.zeros((1, 1), np.int32))
+    out = native.execute(_native.KvCache(native, 1), *args, np.zeros(700, np.int32))
+    assert (out == out[0]).all()

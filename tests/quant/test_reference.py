@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from nybble.quant.formats import FORMATS, by_ggml_type
 from nybble.quant.reference import dequantize
@@ -24,16 +26,38 @@ def test_sizes_agree(fmt):
     assert by_ggml_type(fmt.ggml_type) is fmt
 
 
+def assert_decodes_as_gguf_does(fmt, data: bytes) -> None:
+    blocks = np.frombuffer(data, np.uint8).reshape(-1, fmt.block_bytes)
+    with np.errstate(all="ignore"):
+        expected = gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType(fmt.ggml_type)).reshape(-1)
+    actual = dequantize(fmt, data)
+    assert actual.dtype == np.float32
+    # Bits, so that the sign of a zero counts; of NaN only that it is one.
+    assert ((actual.view(np.uint32) == expected.view(np.uint32)) | (np.isnan(actual) & np.isnan(expected))).all()
+
+
 @pytest.mark.parametrize("fmt", WITH_KERNEL, ids=lambda fmt: fmt.name)
 @pytest.mark.parametrize("seed", range(4))
-def test_decodes_as_gguf_does(fmt, seed):
-    data = np.random.default_rng(seed).integers(0, 256, (512, fmt.block_bytes), dtype=np.uint8)
-    with np.errstate(all="ignore"):
-        expected = gguf.quants.dequantize(data, gguf.GGMLQuantizationType(fmt.ggml_type)).reshape(-1)
-    actual = dequantize(fmt, data.tobytes())
-    same = (actual.view(np.uint32) == expected.view(np.uint32)) | (np.isnan(actual) & np.isnan(expected))
-    zero = (actual == 0) & (expected == 0)  # the sign of a zero carries nothing
-    assert (same | zero).all()
+def test_decodes_random_bytes_as_gguf_does(fmt, seed):
+    assert_decodes_as_gguf_does(fmt, np.random.default_rng(seed).bytes(512 * fmt.block_bytes))
+
+
+@pytest.mark.parametrize("fmt", WITH_KERNEL, ids=lambda fmt: fmt.name)
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_decodes_contrived_blocks_as_gguf_does(fmt, data):
+    assert_decodes_as_gguf_does(fmt, data.draw(st.binary(min_size=fmt.block_bytes, max_size=fmt.block_bytes)))
+
+
+def test_decodes_every_exponent_of_mxfp4():
+    blocks = np.tile(np.arange(256, dtype=np.uint8)[:, None], (1, 17))
+    blocks[:, 1:] = np.arange(16) * 17
+    assert_decodes_as_gguf_does(FORMATS["MXFP4"], blocks.tobytes())
+
+
+@pytest.mark.parametrize("fmt", WITH_KERNEL, ids=lambda fmt: fmt.name)
+def test_decodes_nothing(fmt):
+    assert dequantize(fmt, b"").shape == (0,)
 
 
 def test_refuses_a_cut_block():

@@ -8,13 +8,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from time import perf_counter
 from types import FrameType
 
 from nybble.core.sampling import SamplingParams
 from nybble.engine.load import LoadedModel
 from nybble.engine.sequence import FinishReason, KeptPrefix, Steps
-from nybble.evaluate.roofline import decode_fraction, measure_roofline, model_cost
+from nybble.evaluate.roofline import Roofline, decode_fraction, measure_roofline, model_cost
 
 
 @dataclass(slots=True)
@@ -111,24 +112,53 @@ def cached_tokens(kept: KeptPrefix, prompt: list[int]) -> int:
     return count
 
 
-def figures(loaded: LoadedModel, answer: Answer, threads: int | None) -> str:
-    """The line of figures of an answer; measuring the machine takes about a second."""
-    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
-    parts = [f"prompt {answer.num_read_tokens} tokens, {_rate(answer.num_read_tokens, answer.prefill_seconds)}"]
-    decoded = answer.num_new_tokens - 1  # the first comes out of the prompt's own step
-    parts.append(f"generated {answer.num_new_tokens} tokens, {_rate(decoded, answer.decode_seconds)}")
-    parts.append(f"memory {peak_mb:.0f} MB at most")
-    if decoded > 0:
-        roofline = measure_roofline(threads)
-        fraction = decode_fraction(
-            model_cost(loaded.checkpoint),
-            roofline,
-            batch=1,
-            context=answer.num_prompt_tokens + answer.num_new_tokens // 2,
-            step_seconds=answer.decode_seconds / decoded,
-        )
-        parts.append(f"{fraction:.0%} of the roofline ({roofline.read_gb_s:.1f} GB/s read)")
-    return " | ".join(parts)
+class Figures:
+    """The line of figures of an answer.
+
+    The machine is measured once, after the first answer. Its probe reads a large buffer of its own, which must not
+    count as the model's memory, so the peak is taken before the probe runs and only grows with what is in use later.
+    """
+
+    def __init__(self, loaded: LoadedModel, threads: int | None) -> None:
+        self._cost = model_cost(loaded.checkpoint)
+        self._threads = threads
+        self._roofline: Roofline | None = None
+        self._peak_bytes = 0
+
+    def line(self, answer: Answer) -> str:
+        """How fast an answer came, in how much memory, and how near the machine's limit."""
+        used = _peak_rss() if self._roofline is None else _current_rss()
+        self._peak_bytes = max(self._peak_bytes, used)
+        decoded = answer.num_new_tokens - 1  # the first comes out of the prompt's own step
+        parts = [
+            f"prompt {answer.num_read_tokens} tokens, {_rate(answer.num_read_tokens, answer.prefill_seconds)}",
+            f"generated {answer.num_new_tokens} tokens, {_rate(decoded, answer.decode_seconds)}",
+            f"memory {self._peak_bytes / 1e6:.0f} MB at most",
+        ]
+        if decoded > 0:
+            self._roofline = self._roofline or measure_roofline(self._threads)
+            fraction = decode_fraction(
+                self._cost,
+                self._roofline,
+                batch=1,
+                context=answer.num_prompt_tokens + answer.num_new_tokens // 2,
+                step_seconds=answer.decode_seconds / decoded,
+            )
+            parts.append(f"{fraction:.0%} of the roofline ({self._roofline.read_gb_s:.1f} GB/s read)")
+        return " | ".join(parts)
+
+
+def _peak_rss() -> int:
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _current_rss() -> int:
+    try:
+        resident_pages = int(Path("/proc/self/statm").read_text("ascii").split()[1])
+    except OSError:
+        return 0  # not Linux: the peak of the first answer stands
+    return resident_pages * resource.getpagesize()
 
 
 def _rate(tokens: int, seconds: float) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-from nybble.cli.answer import Interrupt, cached_tokens, figures, note, note_ending, show_answer
+from nybble.cli.answer import Figures, Interrupt, cached_tokens, note, note_ending, show_answer
 from nybble.cli.prompt import Message, chat_prompt
 from nybble.core.errors import PromptError
 from nybble.core.sampling import SamplingParams
@@ -28,7 +28,7 @@ def chat(
     importlib.import_module("readline")  # gives input() its line editing and history
     note(WELCOME)
     generator = loaded.generator()
-    kept, interrupt = KeptPrefix(), Interrupt()
+    kept, interrupt, figures = KeptPrefix(), Interrupt(), Figures(loaded, threads)
     messages = list(opening)
     while (line := _ask()) is not None:
         if line.strip() == "/new":
@@ -57,7 +57,7 @@ def chat(
             messages = [*asked, {"role": "assistant", "content": answer.text}]
         note_ending(answer, params, loaded.context)
         if verbose:
-            note(figures(loaded, answer, threads))
+            note(figures.line(answer))
 
 
 def _ask() -> str | None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from nybble.cli.answer import figures, note, note_ending, show_answer
+from nybble.cli.answer import Figures, note, note_ending, show_answer
 from nybble.cli.chat import chat
 from nybble.cli.options import ModelArgument, ThreadsOption, local_path
 from nybble.cli.prompt import chat_prompt, raw_prompt
@@ -63,4 +63,4 @@ def run(
     answer = show_answer(generator.generate([token_ids], params), num_prompt_tokens=len(token_ids))
     note_ending(answer, params, loaded.context)
     if verbose:
-        note(figures(loaded, answer, threads))
+        note(Figures(loaded, threads).line(answer))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
@@ -52,7 +51,7 @@ class Fields:
             return cast(float, value)
         if not isinstance(value, int | float) or isinstance(value, bool):
             raise self._bad(key, value, "a number")
-        if not math.isfinite(value) or not low < value <= high:
+        if not low < value <= high:  # false for NaN
             raise self._bad(key, value, f"a number above {low:g} and up to {high:g}")
         return float(value)
 
@@ -76,7 +75,7 @@ class Fields:
         value = self._get(key, ())
         if not isinstance(value, list | tuple):
             raise self._bad(key, value, "a list of numbers")
-        if not all(isinstance(x, int | float) and math.isfinite(x) and x > 0 for x in value):
+        if not all(isinstance(x, int | float) and 0 < x <= 1e12 for x in value):
             raise self._bad(key, value, "a list of positive numbers")
         return tuple(float(x) for x in value)
 

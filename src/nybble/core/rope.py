@@ -69,4 +69,5 @@ def _yarn(frequencies: npt.NDArray[np.float32], rope: RopeSpec) -> npt.NDArray[n
     high = min(math.ceil(pair_that_turns(scaling.beta_slow)), dim - 1)
     span = high - low if high != low else 0.001
     ramp = np.clip((np.arange(dim // 2, dtype=np.float32) - low) / span, 0, 1)
-    return (frequencies / scaling.factor * ramp + frequencies * (1 - ramp)).astype(np.float32)
+    blended = frequencies / scaling.factor * ramp + frequencies * (1 - ramp)
+    return np.asarray(blended, dtype=np.float32)

@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from nybble.core.errors import ConfigError
+from nybble.engine.generate import blocks_for
 from nybble.engine.model import Model
-from nybble.evaluate.windows import blocks_for_window, split_windows, window_logits
+from nybble.evaluate.windows import split_windows, window_logits
 
 _ROWS = 32  # converted to float64 at once
 
@@ -63,7 +64,7 @@ def perplexity(
     if not 1 <= first < ctx:
         raise ConfigError(f"the first scored token of a window of {ctx} must be between 1 and {ctx - 1}, not {first}")
     windows = split_windows(token_ids, ctx, bos=bos, count=count)
-    model.new_cache(blocks_for_window(ctx))
+    model.new_cache(blocks_for(ctx))
     scores = []
     for done, window in enumerate(windows, 1):
         # The last token's logits predict what lies outside the window; they are not asked for.

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from nybble.backends.cpu import Step
-from nybble.cache.block_pool import BLOCK_SIZE
 from nybble.core.errors import ConfigError
+from nybble.engine.generate import blocks_for
 from nybble.engine.model import Model
 
 STEP_TOKENS = 128  # bounds the logits that are held at once: 128 rows of a large vocabulary are 130 MB
@@ -45,7 +45,7 @@ def window_logits(
 
     The model's cache must be there already and hold the window; what was in it is overwritten.
     """
-    blocks = np.arange(blocks_for_window(len(window)), dtype=np.int32)[None, :]
+    blocks = np.arange(blocks_for(len(window)), dtype=np.int32)[None, :]
     for begin in range(0, len(window), step_tokens):
         piece = np.asarray(window[begin : begin + step_tokens], np.int32)
         skipped = min(max(first_row - begin, 0), len(piece))
@@ -60,8 +60,3 @@ def window_logits(
         )
         if skipped < len(piece):
             yield begin + skipped, logits
-
-
-def blocks_for_window(ctx: int) -> int:
-    """How many cache blocks a window takes."""
-    return -(-ctx // BLOCK_SIZE)

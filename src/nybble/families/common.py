@@ -102,7 +102,10 @@ def layer_shapes(layer: LayerSpec, hidden: int) -> dict[str, tuple[int, ...]]:
 
 def expected_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     """Every tensor that a model of this spec has, under its canonical name."""
-    shapes: dict[str, tuple[int, ...]] = {"embed": (spec.vocab_size, spec.hidden_size), "final_norm": (spec.hidden_size,)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "embed": (spec.vocab_size, spec.hidden_size),
+        "final_norm": (spec.hidden_size,),
+    }
     if not spec.tied_head:
         shapes["head"] = (spec.vocab_size, spec.hidden_size)
     for i, layer in enumerate(spec.layers):
@@ -181,9 +184,13 @@ def check_heads(spec: ModelSpec, where: str) -> ModelSpec:
             )
         rotary = layer.rope.rotary_dim
         if rotary % 2 or not 0 < rotary <= layer.head_dim:
-            raise CheckpointError(f"{where}: layer {i} turns {rotary} of {layer.head_dim} dimensions: the file is damaged")
+            raise CheckpointError(
+                f"{where}: layer {i} turns {rotary} of {layer.head_dim} dimensions, get the file again"
+            )
         scaling = layer.rope.scaling
         for factors in (scaling.short_factors, scaling.long_factors, scaling.freq_factors):
+            if not all(1e-6 <= factor <= 1e6 for factor in factors):
+                raise CheckpointError(f"{where}: layer {i} has a rope factor outside 1e-6 to 1e6, get the file again")
             if factors and len(factors) != rotary // 2:
                 raise CheckpointError(
                     f"{where}: {len(factors)} rope factors for {rotary // 2} frequencies: the file is damaged"
@@ -194,11 +201,13 @@ def check_heads(spec: ModelSpec, where: str) -> ModelSpec:
 def gguf_scaling(f: Fields, freq_factors: tuple[float, ...] = ()) -> RopeScaling:
     """Rope scaling from GGUF keys. Raises CheckpointError for a kind that is not supported."""
     kind = f.text("rope.scaling.type", "none")
-    factor = f.number("rope.scaling.factor", 1.0, high=1e6)
+    factor = f.number("rope.scaling.factor", 1.0, low=1e-6, high=1e6)
     if kind == "linear" and factor != 1.0:
         return RopeScaling("linear", factor, freq_factors=freq_factors)
     if kind == "yarn":
-        original = f.integer("rope.scaling.original_context_length", f.integer("context_length", high=1 << 31), high=1 << 31)
+        original = f.integer(
+            "rope.scaling.original_context_length", f.integer("context_length", high=1 << 31), high=1 << 31
+        )
         return RopeScaling("yarn", factor, original, freq_factors=freq_factors)
     if kind not in ("none", "linear", "longrope"):
         raise CheckpointError(f"{f.where}: the rope scaling {kind!r} is not supported (known: linear, yarn, longrope)")
@@ -213,7 +222,7 @@ def hf_rope(f: Fields, layer_type: str | None = None) -> tuple[Fields, float]:
     parameters = f.nested("rope_parameters" if f.has("rope_parameters") else "rope_scaling")
     if layer_type is not None and parameters.has(layer_type):
         parameters = parameters.nested(layer_type)
-    base = parameters.number("rope_theta") if parameters.has("rope_theta") else f.number("rope_theta", 10000.0)
+    base = parameters.number("rope_theta", f.number("rope_theta", 10000.0, low=1.0), low=1.0)
     return parameters, base
 
 
@@ -222,15 +231,16 @@ def hf_scaling(f: Fields, context: int) -> RopeScaling:
     kind = f.text("rope_type", f.text("type", "default"))
     if kind == "default":
         return RopeScaling()
-    factor = f.number("factor", 1.0, high=1e6)
+    factor = f.number("factor", 1.0, low=1e-6, high=1e6)
     original = f.integer("original_max_position_embeddings", context, high=1 << 31)
     scaling = RopeScaling("linear", factor, original, attention_factor=f.optional_number("attention_factor"))
     if kind == "linear":
         return scaling
     if kind == "llama3":
-        low, high = f.number("low_freq_factor"), f.number("high_freq_factor")
+        low = f.number("low_freq_factor")
+        high = f.number("high_freq_factor", low=low)
         return dataclasses.replace(scaling, kind="llama3", low_freq_factor=low, high_freq_factor=high)
-    if kind == "yarn" and not f.has("mscale") and not f.has("mscale_all_dim"):
+    if kind == "yarn" and not f.has("mscale") and not f.has("mscale_all_dim") and f.flag("truncate", True):
         fast, slow = f.number("beta_fast", 32.0), f.number("beta_slow", 1.0)
         return dataclasses.replace(scaling, kind="yarn", beta_fast=fast, beta_slow=slow)
     raise CheckpointError(f"{f.where}: the rope type {kind!r} is not supported (known: linear, llama3, yarn, longrope)")

@@ -9,7 +9,18 @@ from dataclasses import dataclass
 from nybble.core.errors import CheckpointError
 from nybble.core.fields import Fields
 from nybble.core.spec import LayerSpec, ModelSpec, RopeScaling, RopeSpec
-from nybble.families.common import GGUF_NAMES, HF_NAMES, Mapped, Shape, gguf_scaling, gguf_shape, hf_rope, hf_scaling, hf_shape, map_names
+from nybble.families.common import (
+    GGUF_NAMES,
+    HF_NAMES,
+    Mapped,
+    Shape,
+    gguf_scaling,
+    gguf_shape,
+    hf_rope,
+    hf_scaling,
+    hf_shape,
+    map_names,
+)
 
 _HF_NAMES = HF_NAMES | {
     "attn.post_norm": "model.layers.{i}.post_attention_layernorm.weight",
@@ -34,11 +45,11 @@ class _Gemma:
 def from_gguf(f: Fields, *, version: int, vocab_size: int, tied: bool) -> Mapped:
     shape = gguf_shape(f)
     rope = RopeSpec(
-        base=f.number("rope.freq_base", 10000.0),
+        base=f.number("rope.freq_base", 10000.0, low=1.0),
         rotary_dim=f.integer("rope.dimension_count", shape.head_dim, high=1 << 12),
         scaling=gguf_scaling(f),
     )
-    local = RopeSpec(f.number("rope.freq_base_swa", _LOCAL_BASE), rope.rotary_dim) if version == 3 else rope
+    local = RopeSpec(f.number("rope.freq_base_swa", _LOCAL_BASE, low=1.0), rope.rotary_dim) if version == 3 else rope
     # The two largest models divide by another width than head_dim; GGUF does not say so, the depth does.
     largest = shape.layers == (46 if version == 2 else 62)
     width = shape.hidden // shape.q_heads[0] if largest else shape.head_dim
@@ -69,9 +80,9 @@ def from_hf(f: Fields, *, version: int, has: frozenset[str]) -> Mapped:
     local_rope = global_rope
     if version == 3:
         nested = f.nested("rope_parameters")
-        local_base = f.number("rope_local_base_freq", _LOCAL_BASE)
+        local_base = f.number("rope_local_base_freq", _LOCAL_BASE, low=1.0)
         if nested.has("sliding_attention"):
-            local_base = nested.nested("sliding_attention").number("rope_theta", local_base)
+            local_base = nested.nested("sliding_attention").number("rope_theta", local_base, low=1.0)
         local_rope = RopeSpec(local_base, shape.head_dim, scaling=RopeScaling())
     config = _Gemma(
         version,

@@ -6,7 +6,18 @@ import math
 
 from nybble.core.fields import Fields
 from nybble.core.spec import LayerSpec, ModelSpec, RopeSpec
-from nybble.families.common import GGUF_NAMES, HF_NAMES, Mapped, Shape, gguf_scaling, gguf_shape, hf_rope, hf_scaling, hf_shape, map_names
+from nybble.families.common import (
+    GGUF_NAMES,
+    HF_NAMES,
+    Mapped,
+    Shape,
+    gguf_scaling,
+    gguf_shape,
+    hf_rope,
+    hf_scaling,
+    hf_shape,
+    map_names,
+)
 
 
 def from_gguf(
@@ -22,7 +33,7 @@ def from_gguf(
     """has: names of the file's tensors, which tell about biases and norms."""
     shape = gguf_shape(f)
     rope = RopeSpec(
-        base=f.number("rope.freq_base", 10000.0),
+        base=f.number("rope.freq_base", 10000.0, low=1.0),
         rotary_dim=f.integer("rope.dimension_count", shape.head_dim, high=1 << 12),
         interleaved=interleaved,
         scaling=gguf_scaling(f, freq_factors),

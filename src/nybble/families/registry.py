@@ -68,16 +68,19 @@ def map_hf(config: Mapping[str, object], names: frozenset[str], where: str) -> M
         raise CheckpointError(
             f"{where}: folders quantised with {method!r} are not supported yet: use the full-precision folder or a GGUF"
         )
-    _check_features(f)
+    _check_features(f, is_gemma=name.startswith("Gemma"), has=names)
     mapped = _HF[name](f, names)
     check_heads(mapped.spec, where)
     return mapped
 
 
-def _check_features(f: Fields) -> None:
+def _check_features(f: Fields, *, is_gemma: bool, has: frozenset[str]) -> None:
     """Refuse by name what would otherwise be computed wrongly."""
     if f.flag("mlp_bias"):
         raise CheckpointError(f"{f.where}: biases in the feed-forward part (mlp_bias) are not supported yet")
-    activation = f.text("hidden_activation", f.text("hidden_act", "silu"))
-    if activation not in ("silu", "gelu_pytorch_tanh"):
-        raise CheckpointError(f"{f.where}: the activation {activation!r} is not supported (silu, gelu_pytorch_tanh)")
+    wanted = "gelu_pytorch_tanh" if is_gemma else "silu"
+    activation = f.text("hidden_activation", f.text("hidden_act", wanted))
+    if activation != wanted:
+        raise CheckpointError(f"{f.where}: the activation {activation!r} is not supported here, only {wanted!r}")
+    if is_gemma and "model.layers.0.self_attn.q_proj.bias" in has:
+        raise CheckpointError(f"{f.where}: biases in Gemma's attention are not supported")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,23 @@ from nybble.core.errors import CheckpointError
 from nybble.formats.mapping import MappedFile
 from nybble.quant.formats import QuantFormat, by_ggml_type
 
-_SCALARS = {0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8", 11: "<i8", 12: "<f8"}
+_SCALARS = {
+    0: "<u1",
+    1: "<i1",
+    2: "<u2",
+    3: "<i2",
+    4: "<u4",
+    5: "<i4",
+    6: "<f4",
+    7: "?",
+    10: "<u8",
+    11: "<i8",
+    12: "<f8",
+}
 _STRING, _ARRAY = 8, 9
 _MAX_DEPTH = 4  # arrays inside arrays
-_MAX_NAME_BYTES = 1 << 16
+_MAX_KEY_BYTES = 1 << 16  # the specification's limit
+_MAX_NAME_BYTES = 256  # of a tensor; the specification allows 64
 _LENGTH = struct.Struct("<Q")
 
 
@@ -147,10 +161,10 @@ def _read_header(reader: _Reader) -> tuple[int, int]:
 def _read_metadata(reader: _Reader, num_keys: int) -> dict[str, object]:
     metadata: dict[str, object] = {}
     for i in range(num_keys):
-        key = reader.string(f"the name of key {i}", _MAX_NAME_BYTES)
+        key = reader.string(f"the name of key {i}", _MAX_KEY_BYTES)
         if key in metadata:
-            raise reader.bad(f"the key {key!r} stands twice")
-        metadata[key] = reader.value(reader.u32(f"the type of {key!r}"), f"the value of {key!r}")
+            raise reader.bad(f"the key {key[:80]!r} stands twice")
+        metadata[key] = reader.value(reader.u32(f"the type of {key[:80]!r}"), f"the value of {key[:80]!r}")
     return metadata
 
 
@@ -216,6 +230,6 @@ def _num_bytes(bad: Callable[[str], CheckpointError], name: str, shape: tuple[in
 
 def _refuse_overlaps(tensors: list[GgufTensor], path: Path) -> None:
     tensors.sort(key=lambda tensor: tensor.begin)
-    for before, after in zip(tensors, tensors[1:], strict=False):
+    for before, after in pairwise(tensors):
         if before.end > after.begin:
-            raise CheckpointError(f"{path}: the tensors {before.name!r} and {after.name!r} overlap: the file is damaged")
+            raise CheckpointError(f"{path}: the tensors {before.name!r} and {after.name!r} overlap, get the file again")

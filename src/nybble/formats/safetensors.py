@@ -1,14 +1,16 @@
 """Reads Hugging Face folders: config.json and safetensors files, one or sharded.
 
-Specification: the safetensors README: 8 bytes of header length, a JSON header, then the data. The header is parsed here,
-not with the library, because tensors must stay views of one mapping whose pages can be given back.
+Specification: the safetensors README: 8 bytes of header length, a JSON header, then the data. The header is parsed
+here, not with the library, because tensors must stay views of one mapping whose pages can be given back.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import TypeGuard
 
 from nybble.core.errors import CheckpointError
 from nybble.formats.mapping import MappedFile
@@ -76,7 +78,7 @@ def _shards(index: Path) -> list[str]:
         raise CheckpointError(f"{index} has no weight_map: get it again")
     names = sorted({str(name) for name in weight_map.values()})
     for name in names:
-        if Path(name).name != name or name.startswith("."):
+        if not name or Path(name).name != name or name.startswith("."):
             raise CheckpointError(f"{index} names the file {name!r}, which is not in its own folder: do not use it")
     return names
 
@@ -96,7 +98,7 @@ def _read_header(file: MappedFile) -> list[SafeTensor]:
         raise CheckpointError(f"{file.path}: its header is not a JSON object: {damaged}")
     found = [_tensor(file, 8 + length, name, entry) for name, entry in header.items() if name != "__metadata__"]
     found.sort(key=lambda tensor: tensor.begin)
-    for before, after in zip(found, found[1:], strict=False):
+    for before, after in pairwise(found):
         if before.end > after.begin:
             raise CheckpointError(f"{file.path}: the tensors {before.name!r} and {after.name!r} overlap: {damaged}")
     return found
@@ -109,7 +111,7 @@ def _tensor(file: MappedFile, data_begin: int, name: str, entry: object) -> Safe
     if not _whole_numbers(shape) or not _whole_numbers(offsets) or len(offsets) != 2 or len(shape) > 8:
         raise CheckpointError(f"{where} is not described by a shape and two offsets: the file is damaged, get it again")
     fmt = FORMATS.get(str(dtype))
-    if fmt is None:
+    if fmt is None or fmt.block_size != 1:
         raise CheckpointError(f"{where} has the type {dtype!r}, which nybble does not read: convert it to BF16")
     size = fmt.block_bytes
     for dim in shape:
@@ -123,5 +125,5 @@ def _tensor(file: MappedFile, data_begin: int, name: str, entry: object) -> Safe
     return SafeTensor(name, tuple(shape), fmt, file, begin, end)
 
 
-def _whole_numbers(value: object) -> bool:
+def _whole_numbers(value: object) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)

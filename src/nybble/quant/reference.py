@@ -1,7 +1,7 @@
 """Readable decoders of every encoding in numpy: what the packed layouts and the kernels are tested against.
 
-Each takes the file's bytes as blocks `[num_blocks, block_bytes]` uint8 and gives float32 `[num_blocks, block_size]`. All
-arithmetic is float32, rounded after every operation: `(d * scale) * code`, then minus the rounded `dmin * min`.
+Each takes the file's bytes as blocks `[num_blocks, block_bytes]` uint8 and gives float32 `[num_blocks, block_size]`.
+All arithmetic is float32, rounded after every operation: `(d * scale) * code`, then minus the rounded `dmin * min`.
 Layouts: the GGUF specification of ggml.
 """
 
@@ -17,9 +17,7 @@ from nybble.quant.formats import QuantFormat
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
-IQ4_VALUES = np.array(
-    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], dtype=np.float32
-)
+IQ4_VALUES = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], dtype=np.float32)
 E2M1_DOUBLED = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], dtype=np.float32)
 
 
@@ -34,7 +32,7 @@ def _nibbles(packed: Bytes) -> Bytes:
 
 def _fifth_bits(qh: Bytes) -> Bytes:
     """[n, 4] -> [n, 32]: bit j of the 32-bit word, as 0 or 16."""
-    return np.unpackbits(qh, axis=1, bitorder="little") << 4
+    return np.unpackbits(qh, axis=1, bitorder="little") << np.uint8(4)
 
 
 def _q4_0(b: Bytes) -> Floats:
@@ -71,7 +69,7 @@ def _bit_fields(packed: Bytes, width: int) -> Bytes:
     """[n, 32 * h] -> [n, h * (8 / width) * 32]: in each run of 32 bytes, field 0 of all, then field 1 of all, ..."""
     runs = packed.reshape(len(packed), -1, 1, 32)
     shifts = np.arange(0, 8, width, dtype=np.uint8).reshape(1, 1, -1, 1)
-    return ((runs >> shifts) & ((1 << width) - 1)).reshape(len(packed), -1)
+    return ((runs >> shifts) & np.uint8((1 << width) - 1)).reshape(len(packed), -1)
 
 
 def _scaled(scale: Floats, codes: Floats) -> Floats:
@@ -115,7 +113,7 @@ def _q4_k(b: Bytes) -> Floats:
 
 
 def _q5_k(b: Bytes) -> Floats:
-    return _with_minima(b, _bit_fields(b[:, 48:], 4) | (_bit_fields(b[:, 16:48], 1) << 4))
+    return _with_minima(b, _bit_fields(b[:, 48:], 4) | (_bit_fields(b[:, 16:48], 1) << np.uint8(4)))
 
 
 def _q6_k(b: Bytes) -> Floats:
@@ -166,5 +164,7 @@ def dequantize(fmt: QuantFormat, data: bytes | memoryview) -> Floats:
     raw = np.frombuffer(data, dtype=np.uint8)
     if raw.size % fmt.block_bytes:
         raise ValueError(f"{raw.size} bytes are not whole {fmt.name} blocks of {fmt.block_bytes}")
+    if raw.size == 0:
+        return np.zeros(0, dtype=np.float32)
     with np.errstate(invalid="ignore", over="ignore"):
         return np.ascontiguousarray(decoder(raw.reshape(-1, fmt.block_bytes))).reshape(-1)

@@ -3,6 +3,6 @@
 from nybble.tokenizer.chat_template import ChatTemplate
 from nybble.tokenizer.detokenizer import Detokenizer
 from nybble.tokenizer.load import load_tokenizer
-from nybble.tokenizer.tokenizer import Tokenizer
+from nybble.tokenizer.tokenizer import Tokenizer, check_vocab
 
-__all__ = ["ChatTemplate", "Detokenizer", "Tokenizer", "load_tokenizer"]
+__all__ = ["ChatTemplate", "Detokenizer", "Tokenizer", "check_vocab", "load_tokenizer"]

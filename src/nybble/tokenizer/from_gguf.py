@@ -40,7 +40,9 @@ class _Metadata:
         return self._metadata.get(f"tokenizer.ggml.{key}", default)
 
     def strings(self, key: str) -> list[str]:
-        values = self.get(key, [])
+        values = self.get(key)
+        if values is None:
+            return []
         items = list(cast("Sequence[object]", values)) if isinstance(values, Sequence) else [None]
         if any(type(item) is not str for item in items):
             raise TokenizerError(f"tokenizer.ggml.{key} is not a list of strings: the file is damaged")

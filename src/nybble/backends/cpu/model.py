@@ -153,8 +153,8 @@ def _layer(layer: LayerSpec, context: int) -> _native.LayerConfig:
 
 def _upload(native: _native.Model, name: str, tensor: Tensor) -> None:
     if len(tensor.shape) == 1:  # norms and biases are small, and computed in float32 whatever the file has
-        vector = tensor.to_float32() + (1.0 if tensor.plus_one else 0.0)
-        native.set_tensor(name, "F32", 1, vector.size, np.ascontiguousarray(vector, np.float32))
+        vector = np.ascontiguousarray(tensor.to_float32(), np.float32)
+        native.set_tensor(name, "F32", 1, vector.size, vector)
         return
     if not tensor.format.has_kernel:
         raise ValueError(f"tensor {name} is encoded as {tensor.format.name}, which nybble cannot multiply yet")
