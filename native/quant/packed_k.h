@@ -17,6 +17,11 @@ inline void put_negated_half(uint8_t* p, uint16_t half) {
     std::memcpy(p, &negated, 2);
 }
 
+// Byte i of `four` is of row `row` in the i-th run of 16 bytes.
+inline void scatter(uint8_t* p, int row, uint32_t four) {
+    for (int i = 0; i < 4; ++i) p[16 * i + row] = (uint8_t)(four >> 8 * i);
+}
+
 // What all of them share. A derived type gives pack, codes and scales.
 template <class Block_, int subs_, int shift_, int max_code_, bool minimum>
 struct Superblock {
@@ -40,23 +45,21 @@ struct ScaleMin : Superblock<Block, 1, -1, fifth ? 31 : 15, true> {
     static void pack(uint8_t* unit, int row, const Block& b) {
         std::memcpy(unit + 2 * row, &b.d, 2);
         put_negated_half(unit + 32 + 2 * row, b.dmin);
-        for (int pair = 0; pair < 4; ++pair) {
-            uint8_t upper = 0;
-            for (int i = 0; i < 2; ++i) {
-                uint8_t scale, min;
-                raw::scale_min(b.scales, 2 * pair + i, scale, min);
-                unit[low + 16 * (2 * pair + i) + row] = (uint8_t)((scale & 15) | (min & 15) << 4);
-                upper |= (uint8_t)((scale >> 4 | (min >> 4) << 2) << 4 * i);
-            }
-            unit[high + 16 * pair + row] = upper;
+        // The file has whole six-bit fields for k blocks 0-3 in the first eight bytes, whose spare bits are the upper
+        // bits of 4-7; the lower nibbles of those are in the last four bytes, paired just as wanted.
+        const uint32_t scale = raw::word(b.scales), min = raw::word(b.scales + 4), rest = raw::word(b.scales + 8);
+        scatter(unit + low, row, (scale & 0x0f0f0f0f) | (min & 0x0f0f0f0f) << 4);
+        scatter(unit + low + 64, row, rest);
+        const uint32_t first = (scale >> 4 & 0x03030303) | (min >> 2 & 0x0c0c0c0c);
+        const uint32_t second = (scale >> 6 & 0x03030303) | (min >> 4 & 0x0c0c0c0c);
+        const uint32_t upper = (first & 0x000f000f) | (first >> 4 & 0x00f000f0);
+        const uint32_t later = (second & 0x000f000f) | (second >> 4 & 0x00f000f0);
+        scatter(unit + high, row, (upper & 0xff) | (upper >> 8 & 0xff00) | later << 16 | (later & 0xff0000) << 8);
+        uint8_t* dst = unit + header_bytes;
+        for (int kb = 0; kb < 8; kb += 2) {
+            Nibbles::pack_two(dst + kb * block_bytes, dst + (kb + 1) * block_bytes, row, b.qs + 16 * kb);
         }
-        for (int kb = 0; kb < 8; ++kb) {
-            raw::Words w;
-            raw::codes(b, kb, w);
-            uint8_t* dst = unit + header_bytes + kb * block_bytes;
-            Nibbles::pack(dst, row, w);
-            if constexpr (fifth) BitPlane::pack<4>(dst + Nibbles::bytes, row, w);
-        }
+        if constexpr (fifth) BitPlane::pack_eight(dst + Nibbles::bytes, block_bytes, row, b.qh);
     }
     template <class S>
     NYBBLE_SIMD void codes(const uint8_t* unit, int kb, int row0, typename S::B w[8]) {
@@ -88,11 +91,7 @@ struct Q2_K : Superblock<raw::Q2_K, 2, -1, 3, true> {
         std::memcpy(unit + 2 * row, &b.d, 2);
         put_negated_half(unit + 32 + 2 * row, b.dmin);
         for (int j = 0; j < 16; ++j) unit[64 + 16 * j + row] = b.scales[j];
-        for (int kb = 0; kb < 8; ++kb) {
-            raw::Words w;
-            raw::codes(b, kb, w);
-            TwoBitPlanes::pack<0>(unit + header_bytes + kb * block_bytes, row, w);
-        }
+        TwoBitPlanes::pack_eight(unit + header_bytes, block_bytes, row, b.qs);
     }
     template <class S>
     NYBBLE_SIMD void codes(const uint8_t* unit, int kb, int row0, typename S::B w[8]) {
@@ -118,18 +117,16 @@ struct Q3_K : Superblock<raw::Q3_K, 2, 2, 7, false> {
 
     static void pack(uint8_t* unit, int row, const Block& b) {
         std::memcpy(unit + 2 * row, &b.d, 2);
-        for (int kb = 0; kb < 8; ++kb) {
-            int first = raw::q3_scale(b, 2 * kb), second = raw::q3_scale(b, 2 * kb + 1);
-            unit[low + 16 * kb + row] = (uint8_t)((first & 15) | (second & 15) << 4);
-            uint8_t& upper = unit[high + 16 * (kb / 2) + row];
-            if (kb % 2 == 0) upper = 0;
-            upper |= (uint8_t)((first >> 4 | (second >> 4) << 2) << 4 * (kb % 2));
-            raw::Words w;
-            raw::codes(b, kb, w);
-            uint8_t* dst = unit + header_bytes + kb * block_bytes;
-            TwoBitPlanes::pack<0>(dst, row, w);
-            BitPlane::pack<2>(dst + TwoBitPlanes::bytes, row, w);
+        // The low nibbles of scales 0-7 and 8-15 share bytes; upper bits 2p, 2p + 1 of byte q belong to scale 4p + q.
+        for (int p = 0; p < 4; ++p) {
+            const uint8_t even = b.scales[2 * p], odd = b.scales[2 * p + 1];
+            unit[low + 16 * p + row] = (uint8_t)((even & 15) | odd << 4);
+            unit[low + 16 * (p + 4) + row] = (uint8_t)(even >> 4 | (odd & 0xf0));
         }
+        scatter(unit + high, row, transpose_pairs_of_word(raw::word(b.scales + 8)));
+        uint8_t* dst = unit + header_bytes;
+        TwoBitPlanes::pack_eight(dst, block_bytes, row, b.qs);
+        BitPlane::pack_eight(dst + TwoBitPlanes::bytes, block_bytes, row, b.hmask);
     }
     template <class S>
     NYBBLE_SIMD void codes(const uint8_t* unit, int kb, int row0, typename S::B w[8]) {
@@ -159,13 +156,12 @@ struct Q6_K : Superblock<raw::Q6_K, 2, 5, 63, false> {
     static void pack(uint8_t* unit, int row, const Block& b) {
         std::memcpy(unit + 2 * row, &b.d, 2);
         for (int j = 0; j < 16; ++j) unit[32 + 16 * j + row] = (uint8_t)b.scales[j];
-        for (int kb = 0; kb < 8; ++kb) {
-            raw::Words w;
-            raw::codes(b, kb, w);
-            uint8_t* dst = unit + header_bytes + kb * block_bytes;
-            Nibbles::pack(dst, row, w);
-            TwoBitPlanes::pack<4>(dst + Nibbles::bytes, row, w);
+        uint8_t* dst = unit + header_bytes;
+        for (int run = 0; run < 4; ++run) {  // of 32 bytes: k blocks 0 and 2, 1 and 3, then the same of the second half
+            const int kb = 4 * (run / 2) + run % 2;
+            Nibbles::pack_two(dst + kb * block_bytes, dst + (kb + 2) * block_bytes, row, b.ql + 32 * run);
         }
+        TwoBitPlanes::pack_eight(dst + Nibbles::bytes, block_bytes, row, b.qh);
     }
     template <class S>
     NYBBLE_SIMD void codes(const uint8_t* unit, int kb, int row0, typename S::B w[8]) {
@@ -193,9 +189,7 @@ struct IQ4_XS : Superblock<raw::IQ4_XS, 1, 7, 241, false> {
         for (int pair = 0; pair < 4; ++pair) unit[low + 16 * pair + row] = b.scales_l[pair];
         for (int half = 0; half < 2; ++half) unit[high + 16 * half + row] = b.scales_h[half];
         for (int kb = 0; kb < 8; ++kb) {
-            raw::Words w;
-            raw::split_nibbles(b.qs + 16 * kb, w);
-            Nibbles::pack(unit + header_bytes + kb * block_bytes, row, w);
+            Nibbles::pack(unit + header_bytes + kb * block_bytes, row, b.qs + 16 * kb);
         }
     }
     template <class S>

@@ -49,11 +49,9 @@ struct Legacy {
     static_assert(unit_bytes == 16 * sizeof(Block));
 
     static void pack(uint8_t* unit, int row, const Block& b) {
-        raw::Words w;
-        raw::codes(b, 0, w);
         Scales::pack(unit, row, b);
-        Codes::pack(unit + Scales::bytes, row, w);
-        if constexpr (fifth) BitPlane::pack<4>(unit + Scales::bytes + Codes::bytes, row, w);
+        Codes::pack(unit + Scales::bytes, row, b.qs);
+        if constexpr (fifth) BitPlane::pack(unit + Scales::bytes + Codes::bytes, row, b.qh);
     }
     template <class S>
     NYBBLE_SIMD void codes(const uint8_t* unit, int, int row0, typename S::B w[8]) {
@@ -70,12 +68,6 @@ struct Legacy {
 // Nibbles that index a table: the packed unit keeps the file's nibbles, the kernel looks the codes up.
 template <class Block_, class Scales, const uint8_t (&values)[16], int shift_, int max_code_>
 struct LegacyTable : Legacy<Block_, Scales, Nibbles, false, shift_, max_code_, false> {
-    static void pack(uint8_t* unit, int row, const Block_& b) {
-        raw::Words w;
-        raw::split_nibbles(b.qs, w);
-        Scales::pack(unit, row, b);
-        Nibbles::pack(unit + Scales::bytes, row, w);
-    }
     template <class S>
     NYBBLE_SIMD void codes(const uint8_t* unit, int, int row0, typename S::B w[8]) {
         Nibbles::load<S>(unit + Scales::bytes + 4 * row0, w);

@@ -43,7 +43,5 @@ def _local(entry: CatalogEntry, announce: Callable[[str], None]) -> Path:
 def _not_found(name: str) -> str:
     names = sorted(catalog())
     close = difflib.get_close_matches(name, names, n=2, cutoff=0.5)
-    hint = f"; did you mean {' or '.join(close)}?" if close else ";"
-    return f"no file or folder {name!r}, and no model of that name in the catalog{hint} The catalog has: " + ", ".join(
-        names
-    )
+    hint = f"; did you mean {' or '.join(close)}?" if close else "."
+    return f"no file or folder {name!r}, and no model of that name in the catalog{hint} It has: {', '.join(names)}"
