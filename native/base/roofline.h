@@ -6,8 +6,8 @@
 namespace nybble {
 
 struct Roofline {
-    double int8_gops = 0;        // 1e9 multiplies and adds of 8-bit integers per second, all threads together
-    double read_gb_per_s = 0;    // 1e9 bytes read from memory per second, all threads together
+    double int8_gops = 0;      // 1e9 multiplies and adds of 8-bit integers per second, all threads together
+    double read_gb_per_s = 0;  // 1e9 bytes read from memory per second, all threads together
 };
 
 // Takes about half a second. `isa` must be supported.

@@ -7,8 +7,8 @@
 namespace nybble {
 
 inline constexpr int kKvBlockTokens = 16;
-inline constexpr int kAttentionChunk = 256;   // tokens between two merges of the running softmax
-inline constexpr int kAttentionRowTile = 8;   // most query rows that share one K or V load
+inline constexpr int kAttentionChunk = 256;     // tokens between two merges of the running softmax
+inline constexpr int kAttentionRowTile = 8;     // most query rows that share one K or V load
 inline constexpr int kAttentionMaxTokens = 16;  // query tokens per call
 
 // Bytes of one (block, kv head): K [head_dim][16 tokens], then V [16 tokens][head_dim].
@@ -18,7 +18,7 @@ constexpr size_t kv_head_bytes(int head_dim, bool kv_f32) {
 
 // One (sequence, kv head, tile of query tokens). The query heads of the kv head lie side by side, head_dim apart.
 struct AttentionArgs {
-    const float* q;  // first token, first query head of the kv head; already scaled by sm_scale
+    const float* q;      // first token, first query head of the kv head; already scaled by sm_scale
     ptrdiff_t q_stride;  // floats from one query token to the next
     float* out;
     ptrdiff_t out_stride;

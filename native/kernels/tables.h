@@ -5,13 +5,13 @@ namespace nybble {
 
 struct Kernels;
 
-#define NYBBLE_KERNEL_TABLE(isa)          \
-    namespace isa {                       \
+#define NYBBLE_KERNEL_TABLE(isa)             \
+    namespace isa {                          \
     void add_gemm_q8_legacy(Kernels& table); \
-    void add_gemm_q8_k(Kernels& table);   \
-    void add_gemm_f32(Kernels& table);    \
-    void add_vector_ops(Kernels& table);  \
-    void add_attention(Kernels& table);   \
+    void add_gemm_q8_k(Kernels& table);      \
+    void add_gemm_f32(Kernels& table);       \
+    void add_vector_ops(Kernels& table);     \
+    void add_attention(Kernels& table);      \
     }
 
 NYBBLE_KERNEL_TABLE(generic)

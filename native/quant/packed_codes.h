@@ -76,8 +76,8 @@ struct BitPlane {
 // Two bits of vector v in bits 2 (v % 4) of plane v / 4.
 struct TwoBitPlanes {
     static constexpr int bytes = 128;
-    // The planes of eight k blocks, `stride` apart, from two runs of 32 bytes: bits 2i, 2i + 1 of byte j of run h belong
-    // to weight j of k block 4h + i.
+    // The planes of eight k blocks, `stride` apart, from two runs of 32 bytes: bits 2i, 2i + 1 of byte j of run h
+    // belong to weight j of k block 4h + i.
     static void pack_eight(uint8_t* dst, int stride, int row, const uint8_t* bits) {
         for (int run = 0; run < 2; ++run) {
             for (int half = 0; half < 2; ++half) {

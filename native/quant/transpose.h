@@ -1,5 +1,5 @@
-// Bit transposes in 32-bit words, by exchanging bits in pairs: what turns the file's planes into the packed ones at load
-// without taking the codes apart one by one. Words are four bytes that never mix, except in delta_swap.
+// Bit transposes in 32-bit words, by exchanging bits in pairs: what turns the file's planes into the packed ones at
+// load without taking the codes apart one by one. Words are four bytes that never mix, except in delta_swap.
 #pragma once
 
 #include <bit>

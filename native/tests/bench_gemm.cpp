@@ -139,9 +139,8 @@ void run(Isa isa, const Case& c, bool speed, double peak) {
     for (int tokens : {1, 2, 4, 8, 32, 512}) {
         if (!speed) break;
         quantize_tiles(table, x.data(), tokens, acts);
-        const double seconds = best_seconds(tokens > 100 ? 9 : 41, [&] {
-            multiply(table, c, w.data(), acts.data(), tokens, out.data());
-        });
+        const double seconds =
+            best_seconds(tokens > 100 ? 9 : 41, [&] { multiply(table, c, w.data(), acts.data(), tokens, out.data()); });
         const double gops = 2e-9 * tokens * kInputs * kOutputs / seconds;
         if (tokens == 1) std::printf(" | %.1f GB/s", 1e-9 * w.size() / seconds);
         std::printf(" | M=%d %.0f Gop/s (%.0f%%)", tokens, gops, 100 * gops / peak);
@@ -179,18 +178,12 @@ void run_stream(Isa isa, const Case& c) {
 int main(int argc, char** argv) {
     using namespace nybble;
     const Case cases[] = {
-        make_case<Format::Q4_0>("Q4_0", 1),
-        make_case<Format::Q4_1>("Q4_1", 2),
-        make_case<Format::Q5_0>("Q5_0", 1),
-        make_case<Format::Q5_1>("Q5_1", 2),
-        make_case<Format::Q8_0>("Q8_0", 1),
-        make_case<Format::IQ4_NL>("IQ4_NL", 1),
-        make_case<Format::MXFP4>("MXFP4", 0),
-        make_case<Format::Q2_K>("Q2_K", 2),
-        make_case<Format::Q3_K>("Q3_K", 1),
-        make_case<Format::Q4_K>("Q4_K", 2),
-        make_case<Format::Q5_K>("Q5_K", 2),
-        make_case<Format::Q6_K>("Q6_K", 1),
+        make_case<Format::Q4_0>("Q4_0", 1),     make_case<Format::Q4_1>("Q4_1", 2),
+        make_case<Format::Q5_0>("Q5_0", 1),     make_case<Format::Q5_1>("Q5_1", 2),
+        make_case<Format::Q8_0>("Q8_0", 1),     make_case<Format::IQ4_NL>("IQ4_NL", 1),
+        make_case<Format::MXFP4>("MXFP4", 0),   make_case<Format::Q2_K>("Q2_K", 2),
+        make_case<Format::Q3_K>("Q3_K", 1),     make_case<Format::Q4_K>("Q4_K", 2),
+        make_case<Format::Q5_K>("Q5_K", 2),     make_case<Format::Q6_K>("Q6_K", 1),
         make_case<Format::IQ4_XS>("IQ4_XS", 1),
     };
     for (Isa isa : {Isa::avx512, Isa::avx2, Isa::generic}) {

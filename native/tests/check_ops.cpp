@@ -218,8 +218,7 @@ void check_attention(const Kernels& table, AttentionCase c) {
     for (int i = 0; i < 300; ++i) {
         const int t = i < 40 ? std::min(i, c.length - 1) : (int)(rng() % c.length);
         const int head = (int)(rng() % c.heads), d = (int)(rng() % c.head_dim);
-        const double difference =
-            whole[((size_t)t * c.heads + head) * c.head_dim + d] - run.reference(t, head, d);
+        const double difference = whole[((size_t)t * c.heads + head) * c.head_dim + d] - run.reference(t, head, d);
         worst = std::max(worst, std::isnan(difference) ? 1e9 : std::abs(difference));
     }
     if (worst > 3e-6) std::printf("attention error %.2e\n", worst);
@@ -246,8 +245,9 @@ int main() {
         check_half(table);
         check_elementwise(table);
         check_quantize(table);
-        const AttentionCase cases[] = {{64, 4, 600, 0, 0, false},  {128, 7, 330, 0, 0, false}, {80, 1, 530, 0, 50, false},
-                                       {64, 3, 700, 100, 0, true}, {96, 8, 300, 300, 30, true}, {16, 2, 33, 8, 0, false},
+        const AttentionCase cases[] = {{64, 4, 600, 0, 0, false},   {128, 7, 330, 0, 0, false},
+                                       {80, 1, 530, 0, 50, false},  {64, 3, 700, 100, 0, true},
+                                       {96, 8, 300, 300, 30, true}, {16, 2, 33, 8, 0, false},
                                        {256, 2, 270, 0, 0, false}};
         for (const AttentionCase& c : cases) check_attention(table, c);
     }

@@ -29,7 +29,10 @@ def test_renders_a_conversation():
 def test_what_templates_use():
     assert render("{{ bos_token }}{{ messages | length }}{{ eos_token }}") == "<s>1</s>"
     assert render("{{ {'a': '<é>'} | tojson }}") == '{"a": "<é>"}'
-    assert render("{% set ns = namespace(x=0) %}{% for i in range(5) %}{% set ns.x = ns.x + i %}{% endfor %}{{ ns.x }}") == "10"
+    assert (
+        render("{% set ns = namespace(x=0) %}{% for i in range(5) %}{% set ns.x = ns.x + i %}{% endfor %}{{ ns.x }}")
+        == "10"
+    )
     assert render("{% for i in range(9) %}{% if i > 1 %}{% break %}{% endif %}{{ i }}{% endfor %}") == "01"
     assert render("{{ messages[0].content.replace('b', 'i') | trim }}") == "<i>Hi</i>"
     assert render("{{ ', '.join(['a', 'b']) ~ (['c'] | join) ~ 'x' * 3 }}") == "a, bcxxx"

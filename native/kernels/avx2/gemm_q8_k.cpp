@@ -1,13 +1,12 @@
-#include "kernels/simd/avx2.h"
-
 #include "kernels/ops/register_gemm.h"
+#include "kernels/simd/avx2.h"
 #include "kernels/tables.h"
 
 namespace nybble::avx2 {
 
 void add_gemm_q8_k(Kernels& table) {
-    ops::register_gemm_q8<Avx2, Format::Q2_K, Format::Q3_K, Format::Q4_K, Format::Q5_K, Format::Q6_K,
-                          Format::IQ4_XS>(table);
+    ops::register_gemm_q8<Avx2, Format::Q2_K, Format::Q3_K, Format::Q4_K, Format::Q5_K, Format::Q6_K, Format::IQ4_XS>(
+        table);
 }
 
 }  // namespace nybble::avx2

@@ -1,6 +1,5 @@
-#include "kernels/simd/generic.h"
-
 #include "kernels/ops/register_gemm.h"
+#include "kernels/simd/generic.h"
 #include "kernels/tables.h"
 
 namespace nybble::generic {

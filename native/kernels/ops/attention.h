@@ -11,11 +11,11 @@ namespace nybble::ops {
 
 // The running state of all rows of the call, in the caller's scratch.
 struct AttentionState {
-    float* queries;  // [row tile][head_dim][rows of the tile], so that a tile's rows are read at fixed offsets
-    float* sums;     // [row][head_dim], weighted sum of V
-    float* maxima;   // [row]
-    float* totals;   // [row], sum of the weights
-    float* scores;   // [kAttentionRowTile][kAttentionChunk]
+    float* queries;     // [row tile][head_dim][rows of the tile], so that a tile's rows are read at fixed offsets
+    float* sums;        // [row][head_dim], weighted sum of V
+    float* maxima;      // [row]
+    float* totals;      // [row], sum of the weights
+    float* scores;      // [kAttentionRowTile][kAttentionChunk]
     float* chunk_sums;  // [kAttentionRowTile][head_dim]
 };
 
@@ -58,8 +58,8 @@ template <class S, class KV, int R>
     const int32_t* blocks = args.block_table + chunk / kKvBlockTokens;
 
     // The first rows bring the KV in for all.
-    const int blocks_left = row0 > 0 ? 0
-                                     : (args.first_position + args.tokens + kKvBlockTokens - 1 - chunk) / kKvBlockTokens;
+    const int blocks_left =
+        row0 > 0 ? 0 : (args.first_position + args.tokens + kKvBlockTokens - 1 - chunk) / kKvBlockTokens;
     score_blocks<S, KV, R>(args, state.queries + (ptrdiff_t)row0 * dim, blocks, first_block, last_block, blocks_left,
                            state.scores);
     float chunk_max[R], chunk_total[R];
@@ -77,8 +77,8 @@ template <class S, class KV, int R>
     }
 }
 
-// Calls f.template operator()<R>(row0) over the rows in tiles of 8; the rest goes into the smallest tile of 1, 2, 4 or 8
-// that holds it, whose last rows may be padding.
+// Calls f.template operator()<R>(row0) over the rows in tiles of 8; the rest goes into the smallest tile of 1, 2, 4 or
+// 8 that holds it, whose last rows may be padding.
 template <class Function>
 NYBBLE_INLINE void for_row_tiles(int rows, Function f) {
     int row = 0;

@@ -57,21 +57,19 @@ NYBBLE_INLINE void score_some_blocks(const AttentionArgs& args, const float* que
 
 // `blocks` has blocks_left entries that may be fetched ahead; 0 turns that off.
 template <class S, class KV, int R>
-NYBBLE_INLINE void score_blocks(const AttentionArgs& args, const float* queries, const int32_t* blocks,
-                                int first_block, int last_block, int blocks_left, float* scores) {
+NYBBLE_INLINE void score_blocks(const AttentionArgs& args, const float* queries, const int32_t* blocks, int first_block,
+                                int last_block, int blocks_left, float* scores) {
     constexpr int at_once = S::max_tile >= 16 ? (R >= 8 ? 2 : 4) : (R >= 8 ? 1 : R >= 4 ? 2 : 4);
     // What to fetch while `count` blocks are worked on: the blocks after them, or nothing new at the table's end.
-    auto ahead = [&](int block, int count) NYBBLE_LAMBDA {
-        return blocks + (block + 2 * count <= blocks_left ? block + count : block);
-    };
+    auto ahead = [&](int block, int count)
+                     NYBBLE_LAMBDA { return blocks + (block + 2 * count <= blocks_left ? block + count : block); };
     int block = first_block;
     for (; block + at_once <= last_block; block += at_once) {
         score_some_blocks<S, KV, R, at_once>(args, queries, blocks + block, ahead(block, at_once),
-                                            scores + block * kKvBlockTokens);
+                                             scores + block * kKvBlockTokens);
     }
     for (; block < last_block; ++block) {
-        score_some_blocks<S, KV, R, 1>(args, queries, blocks + block, ahead(block, 1),
-                                      scores + block * kKvBlockTokens);
+        score_some_blocks<S, KV, R, 1>(args, queries, blocks + block, ahead(block, 1), scores + block * kKvBlockTokens);
     }
 }
 

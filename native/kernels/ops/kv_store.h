@@ -34,8 +34,7 @@ struct KvF32 {
 };
 
 template <class S, class KV>
-NYBBLE_INLINE void store_kv_typed(const float* k, const float* v, int head_dim, typename KV::Element* block,
-                                  int slot) {
+NYBBLE_INLINE void store_kv_typed(const float* k, const float* v, int head_dim, typename KV::Element* block, int slot) {
     using Element = typename KV::Element;
     Element* values = block + (ptrdiff_t)head_dim * kKvBlockTokens + (ptrdiff_t)slot * head_dim;
     for (int d = 0; d < head_dim; d += S::lanes) {

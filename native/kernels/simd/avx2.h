@@ -97,7 +97,9 @@ struct Avx2 {
     }
     // Makes x opaque to the optimiser, for loops that only measure.
     template <class V>
-    NYBBLE_SIMD void keep(V& x) { __asm__ volatile("" : "+x"(x)); }
+    NYBBLE_SIMD void keep(V& x) {
+        __asm__ volatile("" : "+x"(x));
+    }
 
     // ---- bytes, 4 per lane ----
     NYBBLE_SIMD B bload(const void* p) { return _mm256_loadu_si256((const __m256i*)p); }

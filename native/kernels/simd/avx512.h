@@ -87,16 +87,16 @@ struct Avx512 {
     }
     NYBBLE_SIMD F cvt(I a) { return _mm512_cvtepi32_ps(a); }
     NYBBLE_SIMD F as_float(I a) { return _mm512_castsi512_ps(a); }
-    NYBBLE_SIMD I cvt_round(F a) {
-        return _mm512_cvt_roundps_epi32(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    }
+    NYBBLE_SIMD I cvt_round(F a) { return _mm512_cvt_roundps_epi32(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
     NYBBLE_SIMD I load_u8(const uint8_t* p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)); }
     NYBBLE_SIMD I load_i8(const int8_t* p) { return _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)); }
     NYBBLE_SIMD void store_i8(int8_t* p, I x) { _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(x)); }
     NYBBLE_SIMD int32_t ireduce_add(I x) { return _mm512_reduce_add_epi32(x); }
     // Makes x opaque to the optimiser, for loops that only measure.
     template <class V>
-    NYBBLE_SIMD void keep(V& x) { __asm__ volatile("" : "+v"(x)); }
+    NYBBLE_SIMD void keep(V& x) {
+        __asm__ volatile("" : "+v"(x));
+    }
 
     // ---- bytes, 4 per lane ----
     NYBBLE_SIMD B bload(const void* p) { return _mm512_loadu_si512(p); }
@@ -125,8 +125,8 @@ struct Avx512 {
         std::memcpy(&four, a, 4);
         return _mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(four));
     }
-    // dot4 of `count` vectors in a row. Eight go through two chains (the sums are exact, so the order is free): with one,
-    // the scheduler fills with waiting products before the multipliers are busy.
+    // dot4 of `count` vectors in a row. Eight go through two chains (the sums are exact, so the order is free): with
+    // one, the scheduler fills with waiting products before the multipliers are busy.
     template <int max_code, int count>
     NYBBLE_SIMD I dot(I acc, const B* w, const int8_t* a) {
         if constexpr (count == 8) {

@@ -1,7 +1,7 @@
 """Chat templates: Jinja in a sandbox, because a template comes out of a file that somebody else made.
 
-What a hostile template can do is bounded: Jinja's immutable sandbox keeps it away from Python's internals; every line it
-runs checks a deadline; what multiplies text (`*`, `~`, `+`, `%`, padding, replacing, joining) checks the size of the
+What a hostile template can do is bounded: Jinja's immutable sandbox keeps it away from Python's internals; every line
+it runs checks a deadline; what multiplies text (`*`, `~`, `+`, `%`, padding, replacing, joining) checks the size of the
 result first; source and output have limits.
 """
 
@@ -120,7 +120,8 @@ class _Environment(ImmutableSandboxedEnvironment):
         if isinstance(owner, str) and name == "replace":
             return _replace(owner, *args, **kwargs)
         if isinstance(owner, str) and name == "join":
-            return _join(*args, d=owner)
+            (values,) = args
+            return _join(values, owner)
         return super().call(context, obj, *args, **kwargs)
 
 

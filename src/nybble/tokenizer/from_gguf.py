@@ -6,6 +6,7 @@ Keys and token types: the GGUF specification of ggml. SentencePiece merges by sc
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
@@ -61,7 +62,9 @@ class _Metadata:
 
     def scores(self) -> list[float]:
         if self.get("scores") is None:
-            raise TokenizerError("tokenizer.ggml.scores is missing: the tokenizer cannot be rebuilt, get a complete file")
+            raise TokenizerError(
+                "tokenizer.ggml.scores is missing: the tokenizer cannot be rebuilt, get a complete file"
+            )
         return self._per_token("scores", 0.0)
 
     def token_id(self, key: str) -> int | None:
@@ -69,7 +72,9 @@ class _Metadata:
         if value is None:
             return None
         if not isinstance(value, int) or not 0 <= value < len(self.tokens):
-            raise TokenizerError(f"tokenizer.ggml.{key} is {value!r}, outside the {len(self.tokens)} tokens of the file")
+            raise TokenizerError(
+                f"tokenizer.ggml.{key} is {value!r}, outside the {len(self.tokens)} tokens of the file"
+            )
         return value
 
     def flag(self, key: str, default: bool) -> bool:
@@ -82,8 +87,8 @@ class _Metadata:
         """piece -> id, without the ids that stand for nothing."""
         vocab = {piece: i for i, piece in enumerate(self.tokens) if self.types[i] != _UNUSED}
         if len(vocab) != sum(t != _UNUSED for t in self.types):
-            seen: set[str] = set()
-            twice = next(p for i, p in enumerate(self.tokens) if self.types[i] != _UNUSED and (p in seen or seen.add(p)))
+            counts = Counter(piece for i, piece in enumerate(self.tokens) if self.types[i] != _UNUSED)
+            twice = counts.most_common(1)[0][0]
             raise TokenizerError(f"the token {twice!r} stands twice in tokenizer.ggml.tokens: the file is damaged")
         return vocab
 

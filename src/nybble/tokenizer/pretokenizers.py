@@ -40,8 +40,8 @@ class PreTokenizer:
         from tokenizers import Regex, pre_tokenizers
 
         if self.pattern is not None:
-            words = pre_tokenizers.Split(Regex(self.pattern), behavior="isolated")
-            return pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+            split = pre_tokenizers.Split(Regex(self.pattern), behavior="isolated")
+            return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
         words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
         if not self.single_digits:
             return words

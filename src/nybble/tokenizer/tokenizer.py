@@ -78,7 +78,9 @@ class Tokenizer:
                 self._backend.encode_special_tokens = not parse_special
                 encoding = self._backend.encode(text, add_special_tokens=add_special and self._affixes is None)
         except (UnicodeEncodeError, TypeError) as e:
-            raise TokenizerError("the text holds a lone surrogate: it is not valid Unicode and cannot be encoded") from e
+            raise TokenizerError(
+                "the text holds a lone surrogate: it is not valid Unicode and cannot be encoded"
+            ) from e
         ids = list(encoding.ids)
         if add_special and self._affixes is not None:
             ids = [*self._affixes.prefix, *ids, *self._affixes.suffix]
