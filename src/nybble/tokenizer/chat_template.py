@@ -104,7 +104,8 @@ class _Environment(ImmutableSandboxedEnvironment):
             raise _LimitError(f"it uses {operator!r}, which is not allowed")
         if operator == "*":
             both_numbers = isinstance(left, int | float) and isinstance(right, int | float)
-            times = _size(left) + _size(right) if both_numbers else _repeated(left, right)
+            # Numbers of many digits cost time, long before they cost memory.
+            times = (_size(left) + _size(right)) << 10 if both_numbers else _repeated(left, right)
             _check_size(times)
         if operator == "+":
             _check_size(_size(left) + _size(right))
@@ -114,6 +115,13 @@ class _Environment(ImmutableSandboxedEnvironment):
         if isinstance(obj, str) and attr in _WIDTH_METHODS:
             return False
         return super().is_safe_attribute(obj, attr, value)
+
+    def wrap_str_format(self, value: Any) -> Any:
+        """The sandbox would let `str.format` through, and with it any width."""
+        name = getattr(value, "__name__", "")
+        if isinstance(getattr(value, "__self__", None), str) and name in ("format", "format_map"):
+            raise _LimitError(f"it uses str.{name}, which is not allowed")
+        return None
 
     def call(self, context: Any, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
         owner, name = getattr(obj, "__self__", None), getattr(obj, "__name__", "")
