@@ -1,6 +1,6 @@
 // Unsigned codes of 32 weights of a file block, as eight 32-bit words of four codes each (weight 4i + j is byte j of
-// word i), and the integer scales of the K-quants. Packing and decoding both start here, so a bit layout is written
-// once.
+// word i), and the integer scales of the K-quants: one weight at a time as the format describes them, for decoding.
+// Packing moves whole planes instead, for speed, and is tested against this.
 #pragma once
 
 #include <cstdint>
