@@ -27,9 +27,10 @@ $(VENV)/.base: $(BIN)/python pyproject.toml constraints.txt CMakeLists.txt $(NAT
 	$(PIP) install --quiet -c constraints.txt -e .
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.base
+# Holds the base as well: going through .base would build the native core twice.
+$(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt CMakeLists.txt $(NATIVE)
 	$(PIP) install --quiet -c constraints.txt -e '.[dev]'
-	@touch $@
+	@touch $(VENV)/.base $@
 
 demo: $(VENV)/.base
 	$(BIN)/nybble run $(MODEL) "$(PROMPT)" --temperature 0 --max-tokens 96 --verbose
