@@ -14,8 +14,7 @@ namespace nybble {
 
 struct Kernels {
     // One packed group of 16 output rows x all tokens given: out[t * ldo + 0..15]. Activations are in tile layout.
-    using GemmQ8 = void (*)(const uint8_t* w_group, const ActBlock* acts, int tokens, int k_blocks, float* out,
-                            int ldo);
+    using GemmQ8 = void (*)(const uint8_t* w_group, Acts acts, int tokens, int k_blocks, float* out, int ldo);
     // The same with float activations x[t * ldx + 0..k-1].
     using GemmF32 = void (*)(const uint8_t* w_group, const float* x, int ldx, int tokens, int k, float* out, int ldo);
 
@@ -25,8 +24,8 @@ struct Kernels {
     GemmQ8 gemm_q8[formats] = {};  // null for F32, F16 and BF16
     GemmF32 gemm_f32[formats] = {};
 
-    // One token, k a multiple of 32; block b goes to first[b * stride].
-    void (*quantize)(const float* x, int k, ActBlock* first, int stride) = nullptr;
+    // One token's whole row, k a multiple of 32; block b goes to index b * stride.
+    void (*quantize)(const float* x, int k, Acts to, int stride) = nullptr;
     // out = x / rms(x) * w; out may be x.
     void (*rms_norm)(const float* x, const float* w, float eps, int n, float* out) = nullptr;
     // One head in place; cos and sin hold rotary / 2 values.

@@ -170,16 +170,26 @@ void Executor::head(Worker& worker, const Step& step, float* logits) {
 }
 
 Operand Executor::wide_operand(int tokens, Forms forms) {
-    return {tokens, config_.hidden_size, forms, scratch_.wide_blocks.data(), scratch_.wide_floats.data()};
+    return {tokens, config_.hidden_size, forms, scratch_.wide_blocks.acts(), scratch_.wide_floats.data()};
 }
 
 Operand Executor::inner_operand(int width, Forms forms) {
-    return {tokens_, width, forms, scratch_.inner_blocks.data(), scratch_.inner_floats.data()};
+    return {tokens_, width, forms, scratch_.inner_blocks.acts(), scratch_.inner_floats.data()};
 }
 
 void Executor::store_row(const float* row, int token, const Operand& to) const {
-    if (to.forms.blocks) kernels_.quantize(row, to.k, to.block(token, 0), to.stride(token));
+    if (to.forms.blocks) kernels_.quantize(row, to.k, to.first_block(token), to.stride(token));
     if (to.forms.floats) std::memcpy(to.row(token), row, static_cast<std::size_t>(to.k) * sizeof(float));
+}
+
+// A whole row is needed to tell which of its blocks are worth refining, so this is a phase of its own.
+void Executor::quantize_rows(Worker& worker, const Operand& operand) const {
+    if (!operand.forms.blocks) return;
+    worker.parallel_for(operand.tokens, grain(worker, operand.tokens), [&](std::int64_t begin, std::int64_t end) {
+        for (int token = static_cast<int>(begin); token < end; ++token) {
+            kernels_.quantize(operand.row(token), operand.k, operand.first_block(token), operand.stride(token));
+        }
+    });
 }
 
 std::int64_t Executor::grain(const Worker& worker, std::int64_t total) const {

@@ -64,6 +64,7 @@ private:
     Operand wide_operand(int tokens, Forms forms);
     Operand inner_operand(int width, Forms forms);
     void store_row(const float* row, int token, const Operand& to) const;
+    void quantize_rows(Worker& worker, const Operand& operand) const;
     // How many tokens (or other short items) a worker takes at a time.
     std::int64_t grain(const Worker& worker, std::int64_t total) const;
     WorkerScratch& memory(const Worker& worker) { return scratch_.workers[static_cast<std::size_t>(worker.index())]; }

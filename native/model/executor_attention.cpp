@@ -66,14 +66,7 @@ void Executor::attend(Worker& worker, const LayerRun& layer, const Operand& to) 
             attend_tile(layer, tile, static_cast<int>(item % kv_heads), attention, to);
         }
     });
-    // Heads of a kv head that do not fill whole blocks of 32 are quantised when the whole row is there.
-    if (to.forms.blocks && layer.config.group() * layer.config.head_dim % kBlockInputs != 0) {
-        worker.parallel_for(tokens_, grain(worker, tokens_), [&](std::int64_t begin, std::int64_t end) {
-            for (int token = static_cast<int>(begin); token < end; ++token) {
-                kernels_.quantize(to.row(token), to.k, to.block(token, 0), to.stride(token));
-            }
-        });
-    }
+    quantize_rows(worker, to);
 }
 
 void Executor::attend_tile(const LayerRun& layer, const AttentionTile& tile, int kv_head, float* memory,
@@ -98,10 +91,6 @@ void Executor::attend_tile(const LayerRun& layer, const AttentionTile& tile, int
     args.kv_f32 = layer.cache.f32();
     args.scratch = memory;
     kernels_.attention(args);
-    if (!to.forms.blocks || width % kBlockInputs != 0) return;
-    for (int token = tile.token0; token < tile.token0 + tile.tokens; ++token) {
-        kernels_.quantize(to.row(token) + column, width, to.block(token, column / kBlockInputs), to.stride(token));
-    }
 }
 
 }  // namespace nybble

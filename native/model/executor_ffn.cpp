@@ -5,8 +5,8 @@
 
 namespace nybble {
 
-// A task is some blocks of 32 columns: their two row groups of gate and of up, then the activation and the
-// quantisation, so that the wide intermediate values never leave the worker's cache as floats.
+// A task is some blocks of 32 columns: their two row groups of gate and of up, then the activation, so that gate and up
+// never leave the worker's cache.
 void Executor::feed_forward(Worker& worker, const LayerRun& layer, const Operand& in, const Operand& to) {
     const LayerWeights& w = layer.weights;
     const int tile_tokens = task_tokens(machine_, in);
@@ -27,6 +27,7 @@ void Executor::feed_forward(Worker& worker, const LayerRun& layer, const Operand
                                 }
                             }
                         });
+    quantize_rows(worker, to);
 }
 
 void Executor::feed_forward_columns(const LayerRun& layer, int block, const Operand& in, int token0, int tokens,
@@ -52,11 +53,8 @@ void Executor::feed_forward_columns(const LayerRun& layer, int block, const Oper
     const int column = block * kBlockInputs;
     const int columns = std::min(kBlockInputs, layer.config.ffn_size - column);
     for (int t = 0; t < tokens; ++t) {
-        const float* row = gate + t * kBlockInputs;
-        if (to.forms.blocks) kernels_.quantize(row, kBlockInputs, to.block(token0 + t, block), to.stride(token0 + t));
-        if (to.forms.floats) {
-            std::memcpy(to.row(token0 + t) + column, row, static_cast<std::size_t>(columns) * sizeof(float));
-        }
+        std::memcpy(to.row(token0 + t) + column, gate + t * kBlockInputs,
+                    static_cast<std::size_t>(columns) * sizeof(float));
     }
 }
 

@@ -3,7 +3,7 @@
 namespace nybble {
 namespace {
 
-constexpr std::size_t kTileBytes = 640 * 1024;
+constexpr std::size_t kTileBytes = 512 * 1024;
 constexpr std::size_t kTaskBytes = 32 * 1024;
 constexpr int kTasksPerWorker = 4;
 
@@ -15,8 +15,8 @@ void multiply_group(const Machine& machine, const Matrix& matrix, int group, con
     if (machine.act_f32 || is_float_format(matrix.format())) {
         machine.kernels->f32(matrix.format())(weights, in.row(token0), in.k, tokens, in.k, out, ldo);
     } else {
-        // token0 is a multiple of the tile, so the block of its first input starts a tile.
-        machine.kernels->q8(matrix.format())(weights, in.block(token0, 0), tokens, in.k_blocks(), out, ldo);
+        // token0 is a multiple of the tile, so its first block starts a tile.
+        machine.kernels->q8(matrix.format())(weights, in.first_block(token0), tokens, in.k_blocks(), out, ldo);
     }
 }
 

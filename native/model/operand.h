@@ -25,15 +25,16 @@ struct Operand {
     int tokens = 0;
     int k = 0;
     Forms forms;
-    ActBlock* blocks = nullptr;
+    Acts blocks;
     float* floats = nullptr;
 
     int k_blocks() const { return k / kBlockInputs; }
     // Distance between two k blocks of a token: the number of tokens in its tile.
     int stride(int token) const { return std::min(kTokenTile, tokens - token / kTokenTile * kTokenTile); }
-    ActBlock* block(int token, int k_block) const {
+    // Where the first block of a token lies; the next ones follow at its stride.
+    Acts first_block(int token) const {
         const int tile = token / kTokenTile * kTokenTile;
-        return blocks + static_cast<std::ptrdiff_t>(tile) * k_blocks() + k_block * stride(token) + (token - tile);
+        return blocks.at(static_cast<std::ptrdiff_t>(tile) * k_blocks() + (token - tile));
     }
     float* row(int token) const { return floats + static_cast<std::ptrdiff_t>(token) * k; }
 };

@@ -1,6 +1,7 @@
 #include "model/scratch.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "model/gemm.h"
 #include "model/operand.h"
@@ -28,13 +29,10 @@ Scratch::Scratch(const ModelConfig& config, const Weights& weights, bool act_f32
         const LayerConfig& layer = config.layers[i];
         const LayerWeights& w = weights.layers[i];
         for (const Matrix* matrix : {&w.q, &w.k, &w.v, &w.gate, &w.up}) wide.include(*matrix, act_f32);
-        if (Forms().include(w.down, act_f32).blocks) {
-            raise_to(widths_.inner_blocks, size(layer.ffn_size) / kBlockInputs);
-        } else {
-            raise_to(widths_.inner_floats, size(layer.ffn_size));
+        for (const auto& [matrix, width] : {std::pair{&w.o, layer.q_size()}, std::pair{&w.down, layer.ffn_size}}) {
+            raise_to(widths_.inner_floats, size(width));
+            if (Forms().include(*matrix, act_f32).blocks) raise_to(widths_.inner_blocks, size(width) / kBlockInputs);
         }
-        if (Forms().include(w.o, act_f32).blocks) raise_to(widths_.inner_blocks, size(layer.q_size()) / kBlockInputs);
-        raise_to(widths_.inner_floats, size(layer.q_size()));  // attention always writes floats
         raise_to(widths_.qkv, size(layer.qkv_size()));
         if (layer.post_norms) widths_.y = hidden;
         raise_to(attention, attention_scratch_floats(kAttentionMaxTokens * layer.group(), layer.head_dim));

@@ -18,6 +18,19 @@ struct WorkerScratch {
     Buffer<float> attention;  // attention_scratch_floats of the widest layer
 };
 
+struct ActBuffer {
+    Buffer<ActBlock> blocks;
+    Buffer<ActBlock> fine;
+    Buffer<std::uint8_t> refined;
+
+    void reserve_discarding(std::size_t count) {
+        blocks.reserve_discarding(count);
+        fine.reserve_discarding(count);
+        refined.reserve_discarding(count);
+    }
+    Acts acts() { return {blocks.data(), fine.data(), refined.data()}; }
+};
+
 // Positions of a rotary table that layers share.
 struct RopeTable {
     const LayerConfig* layer = nullptr;  // any of the layers that use it
@@ -35,9 +48,9 @@ struct Scratch {
     Buffer<float> y;    // [token][hidden], a sub-layer's output that a post-norm still has to see
     Buffer<float> qkv;  // [token][q heads, k heads, v heads]
     // Operands: `wide` is hidden_size wide (q, k, v, gate, up, head), `inner` as wide as o or down read.
-    Buffer<ActBlock> wide_blocks;
+    ActBuffer wide_blocks;
     Buffer<float> wide_floats;
-    Buffer<ActBlock> inner_blocks;
+    ActBuffer inner_blocks;
     Buffer<float> inner_floats;
     std::vector<RopeTable> ropes;
     std::vector<int> rope_of_layer;

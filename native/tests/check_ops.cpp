@@ -109,8 +109,10 @@ void check_quantize(const Kernels& table) {
     std::fill_n(&x[32], 32, 0.0f);
     std::fill_n(&x[64], 32, 1e-40f);
     std::fill_n(&x[96], 32, 3e38f);
-    std::vector<ActBlock> blocks(40 * 3);
-    table.quantize(x.data(), (int)x.size(), blocks.data(), 3);
+    std::vector<ActBlock> blocks(40 * 3), fine(40 * 3);
+    std::vector<uint8_t> refined(40 * 3);
+    const Acts acts{blocks.data(), fine.data(), refined.data()};
+    table.quantize(x.data(), (int)x.size(), acts, 3);
     bool ok = true;
     for (int b = 0; b < 40; ++b) {
         const ActBlock& block = blocks[b * 3];
@@ -123,9 +125,22 @@ void check_quantize(const Kernels& table) {
         ok &= block.sum == sums[0] + sums[1] && block.sum16[0] == sums[0] && block.sum16[1] == sums[1];
     }
     check(ok, "quantize", table.isa);
+    ok = true;
+    std::fill_n(&x[96], 32, 0.0f);
+    x[200] = 50;  // block 6
+    table.quantize(x.data(), (int)x.size(), acts, 3);
+    for (int b = 0; b < 40; ++b) {
+        ok &= refined[b * 3] == (b == 6);
+        for (int i = 0; b == 6 && i < 32; ++i) {
+            const ActBlock &coarse = blocks[b * 3], &rest = fine[b * 3];
+            const double value = coarse.q[i] * (double)coarse.scale + rest.q[i] * (double)rest.scale;
+            ok &= std::abs(value - x[b * 32 + i]) <= 0.51 * rest.scale;
+        }
+    }
+    check(ok, "quantize refines the block of an outlier", table.isa);
     x[5] = std::numeric_limits<float>::quiet_NaN();
     x[40] = std::numeric_limits<float>::infinity();
-    table.quantize(x.data(), (int)x.size(), blocks.data(), 3);  // must only return
+    table.quantize(x.data(), (int)x.size(), acts, 3);  // must only return
 }
 
 struct AttentionCase {

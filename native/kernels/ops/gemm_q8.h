@@ -1,10 +1,12 @@
 // Integer GEMM of one packed group of 16 output rows with int8 activations: the hot path of every quantised layer.
 // A tile of T tokens keeps its accumulators in registers; each k block's codes and scales are unpacked once for all of
-// them. Per token and k block the operations are the same for every T, so results do not depend on the batch.
+// them. Per token and k block the operations are the same for every T, so results do not depend on the batch. Then comes a second
+// pass over the few blocks that are refined.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 #include "kernels/act_block.h"
 #include "kernels/simd/common.h"
@@ -89,30 +91,78 @@ template <class S, class Q, int T>
     }
 }
 
+// Whether any of T flags is set.
+template <int T>
+NYBBLE_INLINE bool any_set(const uint8_t* flags) {
+    if constexpr (T > 8) {
+        return any_set<8>(flags) || any_set<T - 8>(flags + 8);
+    } else {
+        uint64_t all = 0;
+        std::memcpy(&all, flags, T);
+        return all != 0;
+    }
+}
+
+// Adds what the fine blocks contribute. `acts` starts at the first of the T tokens, in a tile of `act_stride` tokens.
+template <class S, class Q, int T>
+[[gnu::noinline]] void gemm_q8_refine(const uint8_t* w_group, Acts acts, ptrdiff_t act_stride, int k_blocks, float* out,
+                                      ptrdiff_t ldo) {
+    using F = typename S::F;
+    constexpr int blocks_per_unit = Q::unit_k / kBlockInputs;
+    for (int row0 = 0; row0 < kGroupRows; row0 += S::lanes) {
+        F acc[T];
+#pragma GCC unroll 16
+        for (int t = 0; t < T; ++t) acc[t] = S::load(out + t * ldo + row0);
+        const uint8_t* refined = acts.refined;
+        for (int block = 0; block < k_blocks; ++block, refined += act_stride) {
+            if (!any_set<T>(refined)) continue;
+            const uint8_t* unit = w_group + (ptrdiff_t)(block / blocks_per_unit) * Q::unit_bytes;
+            const ActBlock* fine = acts.fine + block * act_stride;
+            typename S::B codes[8];
+            F ws[2], wm[2];
+            Q::template codes<S>(unit, block % blocks_per_unit, row0, codes);
+            Q::template scales<S>(unit, block % blocks_per_unit, row0, ws, wm);
+#pragma GCC unroll 16
+            for (int t = 0; t < T; ++t) {
+                if (refined[t]) acc[t] = add_block<S, Q>(acc[t], codes, ws, wm, fine[t]);
+            }
+        }
+#pragma GCC unroll 16
+        for (int t = 0; t < T; ++t) S::store(out + t * ldo + row0, acc[t]);
+    }
+}
+
+template <class S, class Q, int T>
+NYBBLE_INLINE void gemm_q8_tokens(const uint8_t* w_group, Acts acts, ptrdiff_t act_stride, int k_blocks, float* out,
+                                  ptrdiff_t ldo) {
+    gemm_q8_tile<S, Q, T>(w_group, acts.blocks, act_stride, k_blocks, out, ldo);
+    gemm_q8_refine<S, Q, T>(w_group, acts, act_stride, k_blocks, out, ldo);
+}
+
 // out[t][0..15] for all tokens; acts in tile layout. Each tile is cut greedily into {16, 8, 4, 2, 1} tokens.
 template <class S, class Q>
-void gemm_q8(const uint8_t* w_group, const ActBlock* acts, int tokens, int k_blocks, float* out, int ldo) {
+void gemm_q8(const uint8_t* w_group, Acts acts, int tokens, int k_blocks, float* out, int ldo) {
     for (int tile0 = 0; tile0 < tokens; tile0 += kTokenTile) {
         int in_tile = tokens - tile0 < kTokenTile ? tokens - tile0 : kTokenTile;
-        const ActBlock* tile = acts + (ptrdiff_t)tile0 * k_blocks;
+        const Acts tile = acts.at((ptrdiff_t)tile0 * k_blocks);
         float* tile_out = out + (ptrdiff_t)tile0 * ldo;
         int t = 0;
         if constexpr (S::max_tile >= 16) {
             for (; t + 16 <= in_tile; t += 16) {
-                gemm_q8_tile<S, Q, 16>(w_group, tile + t, in_tile, k_blocks, tile_out + (ptrdiff_t)t * ldo, ldo);
+                gemm_q8_tokens<S, Q, 16>(w_group, tile.at(t), in_tile, k_blocks, tile_out + (ptrdiff_t)t * ldo, ldo);
             }
             for (; t + 8 <= in_tile; t += 8) {
-                gemm_q8_tile<S, Q, 8>(w_group, tile + t, in_tile, k_blocks, tile_out + (ptrdiff_t)t * ldo, ldo);
+                gemm_q8_tokens<S, Q, 8>(w_group, tile.at(t), in_tile, k_blocks, tile_out + (ptrdiff_t)t * ldo, ldo);
             }
         }
         for (; t + 4 <= in_tile; t += 4) {
-            gemm_q8_tile<S, Q, 4>(w_group, tile + t, in_tile, k_blocks, tile_out + (ptrdiff_t)t * ldo, ldo);
+            gemm_q8_tokens<S, Q, 4>(w_group, tile.at(t), in_tile, k_blocks, tile_out + (ptrdiff_t)t * ldo, ldo);
         }
         for (; t + 2 <= in_tile; t += 2) {
-            gemm_q8_tile<S, Q, 2>(w_group, tile + t, in_tile, k_blocks, tile_out + (ptrdiff_t)t * ldo, ldo);
+            gemm_q8_tokens<S, Q, 2>(w_group, tile.at(t), in_tile, k_blocks, tile_out + (ptrdiff_t)t * ldo, ldo);
         }
         for (; t < in_tile; ++t) {
-            gemm_q8_tile<S, Q, 1>(w_group, tile + t, in_tile, k_blocks, tile_out + (ptrdiff_t)t * ldo, ldo);
+            gemm_q8_tokens<S, Q, 1>(w_group, tile.at(t), in_tile, k_blocks, tile_out + (ptrdiff_t)t * ldo, ldo);
         }
     }
 }
