@@ -3,7 +3,7 @@
 namespace nybble {
 namespace {
 
-constexpr std::size_t kTileBytes = 512 * 1024;
+constexpr std::size_t kTileBytes = 320 * 1024;
 constexpr std::size_t kTaskBytes = 32 * 1024;
 constexpr int kTasksPerWorker = 4;
 

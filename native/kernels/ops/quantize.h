@@ -27,18 +27,16 @@ NYBBLE_INLINE void quantize_block(typename S::F* v, float scale, ActBlock& block
     const bool tiny = !(scale > 1e-37f);
     if (tiny) scale = 0.0f;
     const F inverse = S::set1(tiny ? 0.0f : 1.0f / scale);
-    typename S::I sums[2] = {S::iset1(0), S::iset1(0)};
 #pragma GCC unroll 8
     for (int j = 0; j < kBlockVectors<S>; ++j) {
         // The bounds come second in max and min, so that NaN becomes a bound.
         const F q = S::min(S::max(S::mul(v[j], inverse), S::set1(-127.0f)), S::set1(127.0f));
         const typename S::I codes = S::cvt_round(q);
         S::store_i8(block.q + j * S::lanes, codes);
-        sums[j * 2 / kBlockVectors<S>] = S::iadd(sums[j * 2 / kBlockVectors<S>], codes);
         v[j] = S::fma(S::cvt(codes), S::set1(-scale), v[j]);
     }
-    const int sum0 = S::ireduce_add(sums[0]);
-    const int sum1 = S::ireduce_add(sums[1]);
+    const int sum0 = S::sum16(block.q);
+    const int sum1 = S::sum16(block.q + 16);
     block.scale = scale;
     block.neg_sum = -(sum0 + sum1);
     block.neg_sum16[0] = -sum0;

@@ -90,6 +90,12 @@ struct Avx2 {
         __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
         _mm_storel_epi64((__m128i*)p, _mm_packs_epi16(words, words));
     }
+    // The sum of 16 codes. psadbw adds bytes without signs, so they are moved up by 128 first.
+    NYBBLE_SIMD int32_t sum16(const int8_t* p) {
+        const __m128i moved = _mm_xor_si128(_mm_loadu_si128((const __m128i*)p), _mm_set1_epi8((char)0x80));
+        const __m128i sums = _mm_sad_epu8(moved, _mm_setzero_si128());
+        return _mm_cvtsi128_si32(_mm_add_epi32(sums, _mm_unpackhi_epi64(sums, sums))) - 16 * 128;
+    }
     NYBBLE_SIMD int32_t ireduce_add(I x) {
         __m128i quad = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
         quad = _mm_add_epi32(quad, _mm_shuffle_epi32(quad, 0x4e));

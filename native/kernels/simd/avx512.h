@@ -91,6 +91,12 @@ struct Avx512 {
     NYBBLE_SIMD I load_u8(const uint8_t* p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)); }
     NYBBLE_SIMD I load_i8(const int8_t* p) { return _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)); }
     NYBBLE_SIMD void store_i8(int8_t* p, I x) { _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(x)); }
+    // The sum of 16 codes. psadbw adds bytes without signs, so they are moved up by 128 first.
+    NYBBLE_SIMD int32_t sum16(const int8_t* p) {
+        const __m128i moved = _mm_xor_si128(_mm_loadu_si128((const __m128i*)p), _mm_set1_epi8((char)0x80));
+        const __m128i sums = _mm_sad_epu8(moved, _mm_setzero_si128());
+        return _mm_cvtsi128_si32(_mm_add_epi32(sums, _mm_unpackhi_epi64(sums, sums))) - 16 * 128;
+    }
     NYBBLE_SIMD int32_t ireduce_add(I x) { return _mm512_reduce_add_epi32(x); }
     // Makes x opaque to the optimiser, for loops that only measure.
     template <class V>

@@ -89,6 +89,11 @@ struct Generic {
     NYBBLE_SIMD void store_i8(int8_t* p, I x) {
         for (int i = 0; i < lanes; ++i) p[i] = (int8_t)x[i];
     }
+    NYBBLE_SIMD int32_t sum16(const int8_t* p) {
+        int32_t sum = 0;
+        for (int i = 0; i < 16; ++i) sum += p[i];
+        return sum;
+    }
     NYBBLE_SIMD int32_t ireduce_add(I x) { return (x[0] + x[1]) + (x[2] + x[3]); }
     // Makes x opaque to the optimiser, for loops that only measure.
     template <class V>
