@@ -9,6 +9,7 @@ struct Kernels;
     namespace isa {                          \
     void add_gemm_q8_legacy(Kernels& table); \
     void add_gemm_q8_k(Kernels& table);      \
+    void add_gemm_grouped(Kernels& table);   \
     void add_gemm_f32(Kernels& table);       \
     void add_vector_ops(Kernels& table);     \
     void add_attention(Kernels& table);      \

@@ -72,6 +72,24 @@ struct MXFP4 {
     uint8_t qs[16];
 };
 
+// The blocks below are of nybble's own: what weights of safetensors dialects are turned into before they are packed.
+
+// value = d * (code - zero): GPTQ, AWQ, compressed-tensors, row-wise int8. `group` weights share d; a scale that holds
+// for more of them is repeated.
+template <int bits, int group>
+struct Grouped {
+    uint16_t d;
+    uint8_t zero;  // at most 2^bits, because files store it minus one or plus an offset
+    uint8_t pad;
+    uint8_t codes[group * bits / 8];  // a stream of bits: weight i begins at bit i * bits, lowest bit first
+};
+template <int group>
+struct Grouped<8, group> {
+    float d;  // row-wise int8 has float32 scales, and with so many bits they matter
+    uint8_t zero;
+    uint8_t pad[3];
+    uint8_t codes[group];
+};
 static_assert(sizeof(Q4_0) == info(Format::Q4_0).block_bytes);
 static_assert(sizeof(Q4_1) == info(Format::Q4_1).block_bytes);
 static_assert(sizeof(Q5_0) == info(Format::Q5_0).block_bytes);
@@ -85,5 +103,13 @@ static_assert(sizeof(Q6_K) == info(Format::Q6_K).block_bytes);
 static_assert(sizeof(IQ4_NL) == info(Format::IQ4_NL).block_bytes);
 static_assert(sizeof(IQ4_XS) == info(Format::IQ4_XS).block_bytes);
 static_assert(sizeof(MXFP4) == info(Format::MXFP4).block_bytes);
+static_assert(sizeof(Grouped<2, 32>) == info(Format::U2_32).block_bytes);
+static_assert(sizeof(Grouped<2, 128>) == info(Format::U2_128).block_bytes);
+static_assert(sizeof(Grouped<3, 32>) == info(Format::U3_32).block_bytes);
+static_assert(sizeof(Grouped<3, 128>) == info(Format::U3_128).block_bytes);
+static_assert(sizeof(Grouped<4, 32>) == info(Format::U4_32).block_bytes);
+static_assert(sizeof(Grouped<4, 128>) == info(Format::U4_128).block_bytes);
+static_assert(sizeof(Grouped<8, 32>) == info(Format::U8_32).block_bytes);
+static_assert(sizeof(Grouped<8, 128>) == info(Format::U8_128).block_bytes);
 
 }  // namespace nybble::raw

@@ -65,6 +65,15 @@ Scales e8m0_scale(const raw::MXFP4& b, int) {
     return same(bits_to_float(b.e < 2 ? 0x00200000u << b.e : static_cast<uint32_t>(b.e - 1) << 23));
 }
 
+float scale_of(uint16_t half) { return half_to_float(half); }
+float scale_of(float value) { return value; }
+
+template <class Block>
+Scales grouped_scale(const Block& b, int) {
+    const float d = scale_of(b.d);
+    return same(d, d * static_cast<float>(-b.zero));
+}
+
 template <class Block, int offset, bool has_min, Scales scales(const Block&, int)>
 void decode(const uint8_t* src, float* dst, std::size_t n, std::size_t block_size) {
     for (std::size_t done = 0; done < n; done += block_size, src += sizeof(Block)) {
@@ -119,6 +128,14 @@ void dequantize(Format format, const void* src, float* dst, std::size_t n) {
         case Format::IQ4_NL: return decode<IQ4_NL, 128, false, half_scale>(bytes, dst, n, size);
         case Format::IQ4_XS: return decode<IQ4_XS, 128, false, iq4_xs_scale>(bytes, dst, n, size);
         case Format::MXFP4: return decode<MXFP4, 16, false, e8m0_scale>(bytes, dst, n, size);
+        case Format::U2_32: return decode<Grouped<2, 32>, 0, true, grouped_scale>(bytes, dst, n, size);
+        case Format::U2_128: return decode<Grouped<2, 128>, 0, true, grouped_scale>(bytes, dst, n, size);
+        case Format::U3_32: return decode<Grouped<3, 32>, 0, true, grouped_scale>(bytes, dst, n, size);
+        case Format::U3_128: return decode<Grouped<3, 128>, 0, true, grouped_scale>(bytes, dst, n, size);
+        case Format::U4_32: return decode<Grouped<4, 32>, 0, true, grouped_scale>(bytes, dst, n, size);
+        case Format::U4_128: return decode<Grouped<4, 128>, 0, true, grouped_scale>(bytes, dst, n, size);
+        case Format::U8_32: return decode<Grouped<8, 32>, 0, true, grouped_scale>(bytes, dst, n, size);
+        case Format::U8_128: return decode<Grouped<8, 128>, 0, true, grouped_scale>(bytes, dst, n, size);
         case Format::count_: return;
     }
 }

@@ -25,12 +25,23 @@ enum class Format {
     IQ4_NL,
     IQ4_XS,
     MXFP4,
+    // What the safetensors dialects become: no file of ours has them (native/quant/packed_grouped.h).
+    U2_32,
+    U2_128,
+    U3_32,
+    U3_128,
+    U4_32,
+    U4_128,
+    U8_32,
+    U8_128,
     count_,
 };
 
+inline constexpr int kNotInGguf = -1;
+
 struct FormatInfo {
     std::string_view name;
-    int ggml_type;
+    int ggml_type;    // or kNotInGguf
     int block_size;   // weights per block
     int block_bytes;  // bytes per block
 };
@@ -52,6 +63,14 @@ inline constexpr std::array<FormatInfo, static_cast<int>(Format::count_)> kForma
     {"IQ4_NL", 20, 32, 18},
     {"IQ4_XS", 23, 256, 136},
     {"MXFP4", 39, 32, 17},
+    {"U2_32", kNotInGguf, 32, 12},
+    {"U2_128", kNotInGguf, 128, 36},
+    {"U3_32", kNotInGguf, 32, 16},
+    {"U3_128", kNotInGguf, 128, 52},
+    {"U4_32", kNotInGguf, 32, 20},
+    {"U4_128", kNotInGguf, 128, 68},
+    {"U8_32", kNotInGguf, 32, 40},
+    {"U8_128", kNotInGguf, 128, 136},
 }};
 
 constexpr const FormatInfo& info(Format format) { return kFormats[static_cast<int>(format)]; }

@@ -16,6 +16,7 @@ struct OneRow {
     using I = int32_t;
     using B = uint32_t;  // four bytes
 
+    NYBBLE_SIMD F load(const float* p) { return *p; }
     NYBBLE_SIMD F mul(F a, F b) { return a * b; }
     NYBBLE_SIMD F load_f16(const uint16_t* p) {
         uint16_t half;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "quant/formats.h"
+#include "quant/packed_grouped.h"
 #include "quant/packed_k.h"
 #include "quant/packed_legacy.h"
 
@@ -28,6 +29,14 @@ NYBBLE_PACKED(Q6_K);
 NYBBLE_PACKED(IQ4_NL);
 NYBBLE_PACKED(IQ4_XS);
 NYBBLE_PACKED(MXFP4);
+NYBBLE_PACKED(U2_32);
+NYBBLE_PACKED(U2_128);
+NYBBLE_PACKED(U3_32);
+NYBBLE_PACKED(U3_128);
+NYBBLE_PACKED(U4_32);
+NYBBLE_PACKED(U4_128);
+NYBBLE_PACKED(U8_32);
+NYBBLE_PACKED(U8_128);
 #undef NYBBLE_PACKED
 
 // Calls f(type) with the packed type of `format`, which must not be a float format.
@@ -46,7 +55,15 @@ decltype(auto) with_packed(Format format, Function&& f) {
         case Format::Q6_K: return f(packed::Q6_K{});
         case Format::IQ4_NL: return f(packed::IQ4_NL{});
         case Format::IQ4_XS: return f(packed::IQ4_XS{});
-        default: return f(packed::MXFP4{});
+        case Format::MXFP4: return f(packed::MXFP4{});
+        case Format::U2_32: return f(packed::U2_32{});
+        case Format::U2_128: return f(packed::U2_128{});
+        case Format::U3_32: return f(packed::U3_32{});
+        case Format::U3_128: return f(packed::U3_128{});
+        case Format::U4_32: return f(packed::U4_32{});
+        case Format::U4_128: return f(packed::U4_128{});
+        case Format::U8_32: return f(packed::U8_32{});
+        default: return f(packed::U8_128{});
     }
 }
 

@@ -100,6 +100,18 @@ inline void codes(const Q6_K& b, int kb, Words& w) {
     }
 }
 
+template <int bits, int group>
+inline void codes(const Grouped<bits, group>& b, int kb, Words& w) {
+    uint8_t four[32];
+    for (int i = 0; i < 32; ++i) {
+        const int bit = (32 * kb + i) * bits;
+        unsigned value = b.codes[bit / 8];
+        if (bit % 8 + bits > 8) value |= (unsigned)b.codes[bit / 8 + 1] << 8;
+        four[i] = (uint8_t)(value >> bit % 8 & ((1u << bits) - 1));
+    }
+    std::memcpy(w, four, sizeof four);
+}
+
 // Six-bit scale and min of sub-block j of Q4_K and Q5_K.
 inline void scale_min(const uint8_t* q, int j, uint8_t& scale, uint8_t& min) {
     if (j < 4) {

@@ -77,7 +77,8 @@ void quantize_tiles(const Kernels& table, const float* x, int tokens, ActVectors
     for (int t = 0; t < tokens; ++t) {
         const int tile = t / kTokenTile * kTokenTile;
         const int stride = std::min(kTokenTile, tokens - tile);
-        table.quantize(x + (size_t)t * kInputs, kInputs, acts.view().at((ptrdiff_t)tile * kBlocks + (t - tile)), stride);
+        table.quantize(x + (size_t)t * kInputs, kInputs, acts.view().at((ptrdiff_t)tile * kBlocks + (t - tile)),
+                       stride);
     }
 }
 
@@ -194,7 +195,7 @@ int main(int argc, char** argv) {
         make_case<Format::MXFP4>("MXFP4", 0),   make_case<Format::Q2_K>("Q2_K", 2),
         make_case<Format::Q3_K>("Q3_K", 1),     make_case<Format::Q4_K>("Q4_K", 2),
         make_case<Format::Q5_K>("Q5_K", 2),     make_case<Format::Q6_K>("Q6_K", 1),
-        make_case<Format::IQ4_XS>("IQ4_XS", 1),
+        make_case<Format::IQ4_XS>("IQ4_XS", 1), make_case<Format::U4_128>("U4_128", 1),
     };
     for (Isa isa : {Isa::avx512, Isa::avx2, Isa::generic}) {
         if (!supported(isa) || (argc > 1 && parse_isa(argv[1]) != isa)) continue;

@@ -18,6 +18,12 @@ NYBBLE_INLINE void register_gemm_f32(Kernels& table) {
     ((table.gemm_f32[static_cast<int>(formats)] = gemm_f32<S, typename PackedOf<formats>::type>), ...);
 }
 
+template <class S, Format... formats>
+NYBBLE_INLINE void register_gemm_both(Kernels& table) {
+    register_gemm_q8<S, formats...>(table);
+    register_gemm_f32<S, formats...>(table);
+}
+
 template <class S>
 NYBBLE_INLINE void register_gemm_plain(Kernels& table) {
     table.gemm_f32[static_cast<int>(Format::F32)] = gemm_f32<S, WeightF32>;

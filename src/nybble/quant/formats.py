@@ -12,12 +12,12 @@ from dataclasses import dataclass
 class QuantFormat:
     """One encoding of a weight matrix.
 
-    name: as users write it. ggml_type: id in a GGUF file. block_size: weights per block, along in_features.
+    name: as users write it. ggml_type: id in a GGUF file, None where GGUF has no such type. block_size: weights per block, along in_features.
     block_bytes: bytes per block, scales included. has_kernel: whether the native engine multiplies it.
     """
 
     name: str
-    ggml_type: int
+    ggml_type: int | None
     block_size: int
     block_bytes: int
     has_kernel: bool = True
@@ -52,6 +52,15 @@ _ROWS = (
     QuantFormat("IQ4_NL", 20, 32, 18),
     QuantFormat("IQ4_XS", 23, 256, 136),
     QuantFormat("MXFP4", 39, 32, 17),
+    # What weights of safetensors dialects become in memory (nybble.quant.grouped): name is U<bits>_<weights per scale>.
+    QuantFormat("U2_32", None, 32, 12),
+    QuantFormat("U2_128", None, 128, 36),
+    QuantFormat("U3_32", None, 32, 16),
+    QuantFormat("U3_128", None, 128, 52),
+    QuantFormat("U4_32", None, 32, 20),
+    QuantFormat("U4_128", None, 128, 68),
+    QuantFormat("U8_32", None, 32, 40),
+    QuantFormat("U8_128", None, 128, 136),
     # Known by size only, so that a file that holds them is described and then refused by name.
     QuantFormat("IQ2_XXS", 16, 256, 66, has_kernel=False),
     QuantFormat("IQ2_XS", 17, 256, 74, has_kernel=False),
@@ -73,7 +82,7 @@ _ROWS = (
 )
 
 FORMATS: dict[str, QuantFormat] = {row.name: row for row in _ROWS}
-_BY_GGML_TYPE = {row.ggml_type: row for row in _ROWS}
+_BY_GGML_TYPE = {row.ggml_type: row for row in _ROWS if row.ggml_type is not None}
 
 
 def by_ggml_type(ggml_type: int) -> QuantFormat:

@@ -134,6 +134,25 @@ def _iq4_xs(b: Bytes) -> Floats:
     return _scaled(_half(b, 0) * scales.astype(np.float32), codes)
 
 
+def _grouped(bits: int) -> Callable[[Bytes], Floats]:
+    """Blocks of nybble's own: scale, whole zero point, then a stream of codes of `bits` bits, lowest bit first."""
+    scale_bytes, header = (4, 8) if bits == 8 else (2, 4)
+
+    def decode(b: Bytes) -> Floats:
+        scale = b[:, :4].copy().view(np.float32) if bits == 8 else _half(b, 0)
+        # Negated as an integer: a zero point of 0 must give a minimum of +0.
+        minimum = scale * (-b[:, scale_bytes : scale_bytes + 1].astype(np.int16)).astype(np.float32)
+        return scale * unpack_bits(b[:, header:], bits).astype(np.float32) + minimum
+
+    return decode
+
+
+def unpack_bits(stream: Bytes, bits: int) -> Bytes:
+    """[n, bytes] -> [n, 8 * bytes / bits]: the codes of a stream of bits, lowest bit first."""
+    each = np.unpackbits(stream, axis=1, bitorder="little").reshape(len(stream), -1, bits)
+    return np.packbits(each, axis=2, bitorder="little")[:, :, 0]
+
+
 def _f32(b: Bytes) -> Floats:
     return b.copy().view(np.float32)
 
@@ -150,6 +169,7 @@ _DECODERS: dict[str, Callable[[Bytes], Floats]] = {
     "F32": _f32, "F16": _f16, "BF16": _bf16, "Q4_0": _q4_0, "Q4_1": _q4_1, "Q5_0": _q5_0, "Q5_1": _q5_1,
     "Q8_0": _q8_0, "Q2_K": _q2_k, "Q3_K": _q3_k, "Q4_K": _q4_k, "Q5_K": _q5_k, "Q6_K": _q6_k, "IQ4_NL": _iq4_nl,
     "IQ4_XS": _iq4_xs, "MXFP4": _mxfp4,
+    **{f"U{bits}_{group}": _grouped(bits) for bits in (2, 3, 4, 8) for group in (32, 128)},
 }  # fmt: skip
 
 

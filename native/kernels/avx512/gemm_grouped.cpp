@@ -1,0 +1,12 @@
+#include "kernels/ops/register_gemm.h"
+#include "kernels/simd/avx512.h"
+#include "kernels/tables.h"
+
+namespace nybble::avx512 {
+
+void add_gemm_grouped(Kernels& table) {
+    ops::register_gemm_both<Avx512, Format::U2_32, Format::U2_128, Format::U3_32, Format::U3_128, Format::U4_32,
+                            Format::U4_128, Format::U8_32, Format::U8_128>(table);
+}
+
+}  // namespace nybble::avx512

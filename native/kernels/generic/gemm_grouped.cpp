@@ -1,0 +1,12 @@
+#include "kernels/ops/register_gemm.h"
+#include "kernels/simd/generic.h"
+#include "kernels/tables.h"
+
+namespace nybble::generic {
+
+void add_gemm_grouped(Kernels& table) {
+    ops::register_gemm_both<Generic, Format::U2_32, Format::U2_128, Format::U3_32, Format::U3_128, Format::U4_32,
+                            Format::U4_128, Format::U8_32, Format::U8_128>(table);
+}
+
+}  // namespace nybble::generic
