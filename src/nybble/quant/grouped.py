@@ -23,9 +23,9 @@ def pack_grouped(
 ) -> tuple[QuantFormat, npt.NDArray[np.uint8]]:
     """Blocks of one matrix, and their format.
 
-    codes: [out_features, in_features], each below 2**bits. scales: [out_features, groups], positive or negative; kept as
-    float16, with 8 bits as float32. zeros: [out_features, groups], 0 to 2**bits. All groups have in_features / groups
-    weights.
+    codes: [out_features, in_features], each below 2**bits. scales: [out_features, groups], positive or negative; kept
+    as float16, with 8 bits as float32. zeros: [out_features, groups], 0 to 2**bits. All groups have in_features /
+    groups weights.
 
     Raises:
         ValueError: the shapes do not fit together, the groups are not multiples of 32 weights, the values are out of
@@ -43,7 +43,7 @@ def pack_grouped(
     if codes.size and int(codes.max()) >= 1 << bits:
         raise ValueError(f"a code of {int(codes.max())} does not fit {bits} bits")
     top = min(1 << bits, 255)
-    if zeros.size and not (0 <= int(zeros.min()) and int(zeros.max()) <= top):
+    if zeros.size and not (int(zeros.min()) >= 0 and int(zeros.max()) <= top):
         raise ValueError(f"zero points must lie between 0 and {top}, not {int(zeros.min())} to {int(zeros.max())}")
     block = 128 if group_size % 128 == 0 else 32
     fmt = FORMATS[f"U{bits}_{block}"]
