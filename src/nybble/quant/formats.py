@@ -13,7 +13,8 @@ class QuantFormat:
     """One encoding of a weight matrix.
 
     name: as users write it. ggml_type: id in a GGUF file, None where GGUF has no such type. block_size: weights per
-    block, along in_features. block_bytes: bytes per block, scales included. has_kernel: whether the native engine multiplies it.
+    block, along in_features. block_bytes: bytes per block, scales included. has_kernel: whether the native
+    engine multiplies it.
     """
 
     name: str
