@@ -2,64 +2,92 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 import numpy as np
 import numpy.typing as npt
 
-from nybble.backends.cpu import Sampled, SampleRow, Step
+from nybble.backends.cpu import Sampled, SampleRow, Scored, Step
 
 VOCAB = 97
 
 
-def expected_next(history: list[int]) -> int:
-    value = 7
+def expected_next(history: list[int], seed: int = 0) -> int:
+    """Depends on every token, on its position, and on the seed."""
+    value = 7 + seed % 10_007
     for position, token_id in enumerate(history):
         value = (value * 31 + token_id * (position + 1) + 3) % 10_007
     return value % VOCAB
 
 
-def continuation(prompt: list[int], count: int) -> list[int]:
+def continuation(prompt: list[int], count: int, seed: int = 0) -> list[int]:
     tokens = list(prompt)
     for _ in range(count):
-        tokens.append(expected_next(tokens))
+        tokens.append(expected_next(tokens, seed))
     return tokens[len(prompt) :]
 
 
 class FakeModel:
-    """Keeps token ids in the blocks where a real model keeps keys and values."""
+    """Keeps token ids in the blocks where a real model keeps keys and values.
 
-    def __init__(self) -> None:
+    What it "computes" for a token is read back through the block table, so that a wrong block, a missing copy or a block
+    that was given away too early changes the tokens. With `seeded`, the draw depends on the sequence's seed as well.
+    """
+
+    def __init__(self, *, seeded: bool = False) -> None:
         self.cache: npt.NDArray[np.int64] = np.zeros((0, 16), np.int64)
         self.steps: list[Step] = []
         self.rows: list[SampleRow] = []
+        self.seeded = seeded
+        self._histories: list[list[int]] = []
+        self._hidden: npt.NDArray[np.float32] | None = None
 
     def new_cache(self, num_blocks: int) -> None:
         self.cache = np.full((num_blocks, 16), -1, np.int64)
 
     def execute(self, step: Step) -> npt.NDArray[np.float32]:
         self.steps.append(step)
-        logits = []
+        histories: dict[int, list[int]] = {}
         for row in range(len(step.context_lens)):
-            begin, end = step.cu_seqlens_q[row], step.cu_seqlens_q[row + 1]
+            begin, end = int(step.cu_seqlens_q[row]), int(step.cu_seqlens_q[row + 1])
+            table = step.block_tables[row]
             for query in range(begin, end):
                 position = int(step.context_lens[row]) + query - begin
-                self.cache[step.block_tables[row, position // 16], position % 16] = step.token_ids[query]
-                if query in step.logit_rows:
-                    history = [self._at(step.block_tables[row], p) for p in range(position + 1)]
-                    logits.append(np.eye(VOCAB, dtype=np.float32)[expected_next(history)])
+                self.cache[table[position // 16], position % 16] = step.token_ids[query]
+                histories[query] = [int(self.cache[table[p // 16], p % 16]) for p in range(position + 1)]
+        self._histories = [histories[int(row)] for row in step.logit_rows]
+        if step.hidden_rows is not None:
+            self._hidden = np.array([[sum(histories[int(row)]), 1.0] for row in step.hidden_rows], np.float32)
+        logits = [np.eye(VOCAB, dtype=np.float32)[expected_next(h)] for h in self._histories]
+        # The row number rides along, so that a seeded draw can find the history again after rows were dropped.
         return np.array(logits, np.float32).reshape(-1, VOCAB)
 
-    def sample(self, logits: npt.NDArray[np.float32], params: list[SampleRow]) -> list[Sampled]:
-        self.rows += params
-        return [Sampled(int(row.argmax()), -0.5, ((1, -0.25),)) for row in logits]
+    def hidden(self) -> npt.NDArray[np.float32]:
+        assert self._hidden is not None
+        return self._hidden
 
-    def _at(self, table: npt.NDArray[np.int32], position: int) -> int:
-        return int(self.cache[table[position // 16], position % 16])
+    def sample(self, logits: npt.NDArray[np.float32], params: Sequence[SampleRow]) -> list[Sampled]:
+        self.rows += params
+        assert len(logits) == len(params)
+        if self.seeded:
+            assert len(logits) == len(self._histories)
+            drawn = [expected_next(h, row.seed) for h, row in zip(self._histories, params, strict=True)]
+        else:
+            drawn = [int(row.argmax()) for row in logits]
+        return [Sampled(token_id, -0.5, ((1, -0.25),), 2) for token_id in drawn]
+
+    def score_hidden(self, hidden: npt.NDArray[np.float32], target_ids: Sequence[int], top: int = 0) -> list[Scored]:
+        return [Scored(-float(h[0]), 1, ((5, -0.125),) * min(top, 1)) for h, _ in zip(hidden, target_ids, strict=True)]
+
+    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
+        for source, target in pairs:
+            self.cache[target] = self.cache[source]
 
 
 class FakeTokenizer:
     """Token n is the letter at n."""
 
-    def stream(self) -> FakeTokenizer:
+    def stream(self, *, skip_special: bool = True) -> FakeTokenizer:
         return self
 
     def push(self, token_id: int) -> str:
@@ -67,3 +95,9 @@ class FakeTokenizer:
 
     def flush(self) -> str:
         return "."
+
+    def encode(self, text: str, *, add_special: bool) -> list[int]:
+        return [ord(letter) % VOCAB for letter in text]
+
+    def decode(self, token_ids: Iterable[int], *, skip_special: bool = True) -> str:
+        return "".join(map(self.push, token_ids))

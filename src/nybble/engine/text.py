@@ -20,17 +20,28 @@ class TextStream:
     taken back, and a stop string is found wherever the borders between tokens fall.
     """
 
-    def __init__(self, detokenizer: Detokenizer | None, stop: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, detokenizer: Detokenizer | None, stop: tuple[str, ...] = (), *, include_stop: bool = False
+    ) -> None:
         self._detokenizer = detokenizer
         self._stop = stop
+        self._include_stop = include_stop
         self._held = ""
-        self.stopped = False  # a stop string was found; nothing more comes
+        self.stopped_by: str | None = None  # the stop string that was found; nothing more comes
 
-    def push(self, token_id: int) -> str:
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string was found."""
+        return self.stopped_by is not None
+
+    def push(self, token_id: int, *, look_for_stop: bool = True) -> str:
         """The text that this token makes certain."""
         if self._detokenizer is None or self.stopped:
             return ""
-        return self._release(self._detokenizer.push(token_id), final=False)
+        piece = self._detokenizer.push(token_id)
+        if not look_for_stop:
+            return piece
+        return self._release(piece, final=False)
 
     def flush(self) -> str:
         """What was held back, at the end of the sequence."""
@@ -40,11 +51,11 @@ class TextStream:
 
     def _release(self, piece: str, *, final: bool) -> str:
         text = self._held + piece
-        found = [at for at in (text.find(stop) for stop in self._stop) if at >= 0]
+        found = [(at, stop) for at, stop in ((text.find(stop), stop) for stop in self._stop) if at >= 0]
         if found:
-            self.stopped = True
+            at, self.stopped_by = min(found)
             self._held = ""
-            return text[: min(found)]
+            return text[: at + len(self.stopped_by)] if self._include_stop else text[:at]
         keep = 0 if final else max((_overlap(text, stop) for stop in self._stop), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]

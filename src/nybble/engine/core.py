@@ -1,0 +1,477 @@
+"""The engine: requests in, tokens out, one step of the model at a time. It belongs to one thread."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from nybble.backends.cpu import BadLogitsError, Sampled, SampleRow, Scored, Step
+from nybble.cache.block_pool import BlockPool
+from nybble.core.errors import ConfigError, NybbleError, PromptError
+from nybble.core.outputs import FinishReason, RequestOutput
+from nybble.core.sampling import MAX_SEED, SamplingParams, StructuredOutputsParams
+from nybble.engine.request import Matcher, Pooling, Request, Sequence
+from nybble.engine.rows import DrawRules
+from nybble.engine.scheduler import Scheduled, Scheduler, blocks_for
+from nybble.engine.tell import position_logprobs, request_output
+from nybble.engine.text import Detokenizer, TextStream
+
+Floats = npt.NDArray[np.float32]
+Compiler = Callable[[StructuredOutputsParams], Matcher]
+
+
+class EngineModel(Protocol):
+    """One decoder with its cache, on some hardware."""
+
+    def new_cache(self, num_blocks: int) -> None: ...
+
+    def execute(self, step: Step) -> Floats: ...
+
+    def hidden(self) -> Floats: ...
+
+    def sample(self, logits: Floats, params: list[SampleRow]) -> list[Sampled]: ...
+
+    def score_hidden(self, hidden: Floats, target_ids: list[int], top: int = 0) -> list[Scored]: ...
+
+    def copy_blocks(self, pairs: list[tuple[int, int]]) -> None: ...
+
+
+class EngineTokenizer(Protocol):
+    """What turns tokens into text, and words into tokens."""
+
+    def encode(self, text: str, *, add_special: bool) -> list[int]: ...
+
+    def decode(self, token_ids: Iterable[int], *, skip_special: bool = True) -> str: ...
+
+    def stream(self, *, skip_special: bool = True) -> Detokenizer: ...
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """The engine at this moment, and totals since it started."""
+
+    num_running: int
+    num_waiting: int
+    num_blocks: int
+    kv_usage: float  # share of the blocks that running sequences use
+    kv_waste: float  # share of their memory that holds no token
+    prefix_queries: int  # prompt tokens
+    prefix_hits: int
+    num_preemptions: int
+    prompt_tokens: int
+    generation_tokens: int
+
+
+class EngineCore:
+    """Many requests on one model.
+
+    What a request gets does not depend on the others: not on what is batched with it, how its prompt is cut, whether
+    its prefix was cached or it had to be computed again.
+
+    Raises:
+        ConfigError: there is no memory for the cache.
+    """
+
+    def __init__(
+        self,
+        model: EngineModel,
+        tokenizer: EngineTokenizer | None,
+        *,
+        context: int,
+        vocab_size: int,
+        num_blocks: int,
+        eos_token_ids: frozenset[int] = frozenset(),
+        max_num_seqs: int = 64,
+        max_num_batched_tokens: int = 512,
+        enable_prefix_caching: bool = True,
+        seed: int | None = None,
+        compile_grammar: Compiler | None = None,
+    ) -> None:
+        if context < 1:
+            raise ConfigError(f"the context must hold at least one token, not {context}")
+        self.context = context
+        self.vocab_size = vocab_size
+        self.eos_token_ids = eos_token_ids
+        self._model = model
+        self._tokenizer = tokenizer
+        self._compile = compile_grammar
+        self._max_num_seqs = max_num_seqs
+        self._seeds = None if seed is None else np.random.default_rng(seed)
+        self.pool = BlockPool(num_blocks)
+        self._scheduler = Scheduler(
+            self.pool,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+            max_blocks_per_seq=blocks_for(context),
+            enable_prefix_caching=enable_prefix_caching,
+        )
+        self._requests: dict[str, Request] = {}
+        self._rules: dict[str, DrawRules] = {}
+        self._ended: list[Request] = []  # between steps, by abort()
+        self._arrivals = 0
+        self._prompt_tokens = 0
+        self._generation_tokens = 0
+        model.new_cache(num_blocks)
+
+    # ---- requests ----
+
+    def make_request(
+        self,
+        request_id: str,
+        prompt_token_ids: list[int],
+        params: SamplingParams,
+        *,
+        prompt: str | None = None,
+        priority: int = 0,
+        cache_salt: str | None = None,
+        pooling: Pooling | None = None,
+    ) -> tuple[Request, DrawRules]:
+        """Check a request, and prepare what takes time. Safe on any thread.
+
+        Raises:
+            PromptError: the prompt is empty or too long, or holds an unknown token.
+            ConfigError: a parameter does not fit this model.
+        """
+        self._check_prompt(prompt_token_ids, params, pooling)
+        if params.n > self._max_num_seqs:
+            raise ConfigError(f"n is {params.n}, but at most {self._max_num_seqs} sequences run at once")
+        tokenizer = self._tokenizer
+        encode = None if tokenizer is None else lambda text: tokenizer.encode(text, add_special=False)
+        rules = DrawRules(params, vocab_size=self.vocab_size, eos_token_ids=self.eos_token_ids, encode=encode)
+        matcher = None
+        if params.structured_outputs is not None:
+            if self._compile is None:
+                raise ConfigError("this engine was started without structured outputs")
+            matcher = self._compile(params.structured_outputs)
+        request = Request(
+            request_id,
+            prompt_token_ids,
+            params,
+            prompt=prompt,
+            priority=priority,
+            cache_salt=cache_salt,
+            pooling=pooling,
+        )
+        longest = self.context if params.max_tokens is None else len(prompt_token_ids) + params.max_tokens
+        seed = self._fresh_seed() if params.seed is None else params.seed
+        for index in range(1 if pooling else params.n):
+            request.sequences.append(
+                Sequence(
+                    request,
+                    index,
+                    (seed + index) & MAX_SEED,
+                    list(prompt_token_ids),
+                    self._text_stream(params),
+                    min(longest, self.context),
+                    matcher if index == 0 or matcher is None else matcher.fork(),
+                )
+            )
+        return request, rules
+
+    def add_request(self, prepared: tuple[Request, DrawRules]) -> None:
+        """Queue what make_request gave.
+
+        Raises:
+            ConfigError: a request with this id is under way.
+        """
+        request, rules = prepared
+        if request.request_id in self._requests:
+            raise ConfigError(f"a request with the id {request.request_id!r} is already under way")
+        request.arrival = self._arrivals
+        self._arrivals += 1
+        self._requests[request.request_id] = request
+        self._rules[request.request_id] = rules
+        self._scheduler.add(request.sequences[0])
+
+    def abort(self, request_id: str) -> None:
+        """End a request; its blocks are free at once. Nothing happens if it is not under way."""
+        request = self._requests.get(request_id)
+        if request is not None:
+            self._end(request, "abort")
+            self._ended.append(request)
+
+    @property
+    def has_unfinished_requests(self) -> bool:
+        return bool(self._requests or self._ended)
+
+    def stats(self) -> EngineStats:
+        """Figures of this moment. May be called from another thread: they are then those of some moment nearby."""
+        scheduler = self._scheduler
+        return EngineStats(
+            num_running=len(scheduler.running),
+            num_waiting=len(scheduler.waiting),
+            num_blocks=self.pool.num_blocks,
+            kv_usage=self.pool.num_used / self.pool.num_blocks,
+            kv_waste=scheduler.waste,
+            prefix_queries=scheduler.prefix_queries,
+            prefix_hits=scheduler.prefix_hits,
+            num_preemptions=scheduler.num_preemptions,
+            prompt_tokens=self._prompt_tokens,
+            generation_tokens=self._generation_tokens,
+        )
+
+    def check_integrity(self) -> None:
+        """Every block is accounted for, and with nothing under way all of them are free.
+
+        Raises:
+            AssertionError: it is not so.
+        """
+        self.pool.check_integrity()
+        if not self._requests and self.pool.num_used:
+            raise AssertionError(f"{self.pool.num_used} blocks are in use though no request is under way")
+
+    # ---- a step ----
+
+    def step(self) -> list[RequestOutput]:
+        """Run the model once and tell what is new. An error inside of a request ends that request only."""
+        changed, self._ended = self._ended, []
+        scheduled = self._scheduler.schedule()
+        if scheduled:
+            now = time.monotonic()
+            for sequence, _ in scheduled:
+                if sequence.request.metrics.first_scheduled_time is None:
+                    sequence.request.metrics.first_scheduled_time = now
+            try:
+                self._run(scheduled)
+            except Exception as error:  # the model refused the step: none of its sequences can go on
+                for sequence, _ in scheduled:
+                    self._fail(sequence.request, error)
+            changed += dict.fromkeys(sequence.request for sequence, _ in scheduled)
+        outputs = []
+        for request in changed:
+            if request.is_finished:
+                self._forget(request)
+            output = request_output(request)
+            if output is not None:
+                outputs.append(output)
+        return outputs
+
+    def _run(self, scheduled: Scheduled) -> None:
+        drawing = [s for s, n in scheduled if n == s.num_missing_tokens and s.request.pooling is None]
+        step, hidden = self._build_step(scheduled, drawing)
+        logits = self._model.execute(step)
+        begins = [sequence.num_computed_tokens for sequence, _ in scheduled]
+        self._scheduler.computed(scheduled)
+        self._prompt_tokens += sum(
+            max(min(begin + n, s.num_prompt_tokens) - begin, 0) for (s, n), begin in zip(scheduled, begins, strict=True)
+        )
+        if hidden:
+            self._use_hidden(hidden, self._model.hidden())
+        drawing = self._fork(drawing)
+        if drawing:
+            self._draw(drawing, logits)
+        for sequence, _ in scheduled:
+            if sequence.request.pooling is not None and sequence.num_missing_tokens == 0:
+                self._finish(sequence, "stop")
+
+    def _build_step(
+        self, scheduled: Scheduled, drawing: list[Sequence]
+    ) -> tuple[Step, list[tuple[Sequence, int, int]]]:
+        """The arrays of a step, and for which tokens (sequence, first position, count) hidden states are wanted."""
+        token_ids: list[int] = []
+        cu_seqlens_q = [0]
+        logit_rows: list[int] = []
+        hidden_rows: list[int] = []
+        hidden: list[tuple[Sequence, int, int]] = []
+        draws = set(map(id, drawing))
+        for sequence, num_tokens in scheduled:
+            begin, row = sequence.num_computed_tokens, len(token_ids)
+            token_ids += sequence.token_ids[begin : begin + num_tokens]
+            cu_seqlens_q.append(len(token_ids))
+            if id(sequence) in draws:  # all samples of a prompt start from the same logits
+                samples = 1 if sequence.request.is_forked else len(sequence.request.sequences)
+                logit_rows += [len(token_ids) - 1] * samples
+            first, count = _hidden_wanted(sequence, begin, num_tokens)
+            if count:
+                hidden_rows += range(row + first - begin, row + first - begin + count)
+                hidden.append((sequence, first, count))
+        sequences = [sequence for sequence, _ in scheduled]
+        step = Step(
+            token_ids=np.array(token_ids, np.int32),
+            cu_seqlens_q=np.array(cu_seqlens_q, np.int32),
+            context_lens=np.array([s.num_computed_tokens for s in sequences], np.int32),
+            block_tables=self._scheduler.block_tables(sequences),
+            logit_rows=np.array(logit_rows, np.int32),
+            hidden_rows=np.array(hidden_rows, np.int32) if hidden_rows else None,
+        )
+        return step, hidden
+
+    def _use_hidden(self, wanted: list[tuple[Sequence, int, int]], states: Floats) -> None:
+        row = 0
+        for sequence, first, count in wanted:
+            rows, row = states[row : row + count], row + count
+            request = sequence.request
+            if request.pooling == "mean":
+                total = rows.sum(axis=0, dtype=np.float32)
+                request.pooled = total if request.pooled is None else request.pooled + total
+            elif request.pooling == "last":
+                request.pooled = rows[-1].copy()
+            else:
+                self._score_prompt(request, rows, first, count)
+
+    def _score_prompt(self, request: Request, rows: Floats, first: int, count: int) -> None:
+        if len(request.prompt_logprobs) > first + 1:
+            return  # computed again after a preemption: it has been told already
+        top = request.params.prompt_logprobs or 0
+        targets = request.prompt_token_ids[first + 1 : first + 1 + count]
+        try:
+            scored = self._model.score_hidden(rows, targets, top)
+        except BadLogitsError as error:
+            self._fail(request, error)
+            return
+        if not request.prompt_logprobs:
+            request.prompt_logprobs.append(None)
+        request.prompt_logprobs += [
+            position_logprobs(token_id, s.logprob, s.rank, s.top_logprobs, self._token_text)
+            for token_id, s in zip(targets, scored, strict=True)
+        ]
+
+    def _fork(self, drawing: list[Sequence]) -> list[Sequence]:
+        """The sequences that get a token, with the other samples of a prompt behind the first."""
+        everyone: list[Sequence] = []
+        copies: list[tuple[int, int]] = []
+        for sequence in drawing:
+            request = sequence.request
+            if request.is_forked or len(request.sequences) == 1:
+                everyone.append(sequence)
+                continue
+            copies += self._scheduler.fork(sequence, request.sequences[1:])
+            everyone += request.sequences
+        if copies:
+            self._model.copy_blocks(copies)
+        return everyone
+
+    def _draw(self, drawing: list[Sequence], logits: Floats) -> None:
+        rows: list[SampleRow] = []
+        kept: list[int] = []
+        for index, sequence in enumerate(drawing):
+            if sequence.finish_reason is not None:
+                continue  # failed in this very step
+            try:
+                rows.append(self._rules[sequence.request.request_id].row(sequence))
+                kept.append(index)
+            except NybbleError as error:  # the grammar of this request
+                self._fail(sequence.request, error)
+        while kept:
+            try:
+                sampled = self._model.sample(logits if len(kept) == len(logits) else logits[kept], rows)
+                break
+            except BadLogitsError as error:
+                for row in sorted(error.rows, reverse=True):
+                    self._fail(drawing[kept[row]].request, error)
+                    del kept[row], rows[row]
+        now = time.monotonic()
+        for index, drawn in zip(kept, sampled if kept else [], strict=True):
+            sequence = drawing[index]
+            if sequence.finish_reason is None:
+                self._accept(sequence, drawn)
+                if sequence.request.metrics.first_token_time is None:
+                    sequence.request.metrics.first_token_time = now
+
+    def _accept(self, sequence: Sequence, drawn: Sampled) -> None:
+        token_id, request = drawn.token_id, sequence.request
+        params = request.params
+        sequence.token_ids.append(token_id)
+        self._generation_tokens += 1
+        if params.logprobs is not None:
+            sequence.cumulative_logprob += drawn.logprob
+            sequence.logprobs.append(
+                position_logprobs(token_id, drawn.logprob, drawn.rank, drawn.top_logprobs, self._token_text)
+            )
+        is_end = token_id in self.eos_token_ids and not params.ignore_eos
+        if sequence.matcher is not None and not sequence.matcher.accept(token_id) and not is_end:
+            self._fail(request, ConfigError("the grammar does not allow the token that was drawn"))
+            return
+        is_stop = token_id in (params.stop_token_ids or ())
+        if params.detokenize and not is_end and (not is_stop or params.include_stop_str_in_output):
+            # Before min_tokens no stop string counts.
+            sequence.output_text.append(
+                sequence.text.push(token_id, look_for_stop=sequence.num_output_tokens >= params.min_tokens)
+            )
+        if is_end or is_stop:
+            sequence.stop_reason = token_id if is_stop else None
+            self._finish(sequence, "stop")
+        elif sequence.text.stopped:
+            sequence.stop_reason = sequence.text.stopped_by
+            self._finish(sequence, "stop")
+        elif len(sequence.token_ids) >= sequence.max_total_tokens:
+            self._finish(sequence, "length")
+        elif sequence.matcher is not None and sequence.matcher.is_finished() and not self.eos_token_ids:
+            self._finish(sequence, "stop")
+
+    # ---- ends ----
+
+    def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
+        sequence.finish_reason = reason
+        if sequence.request.params.detokenize:
+            sequence.output_text.append(sequence.text.flush())
+        self._scheduler.remove(sequence)
+
+    def _end(self, request: Request, reason: FinishReason) -> None:
+        for sequence in request.sequences:
+            if sequence.finish_reason is None:
+                self._finish(sequence, reason)
+        self._forget(request)
+
+    def _fail(self, request: Request, error: Exception) -> None:
+        request.error = str(error)
+        self._end(request, "error")
+
+    def _forget(self, request: Request) -> None:
+        request.metrics.finished_time = request.metrics.finished_time or time.monotonic()
+        self._requests.pop(request.request_id, None)
+        self._rules.pop(request.request_id, None)
+
+    # ---- small things ----
+
+    def _check_prompt(self, prompt: list[int], params: SamplingParams, pooling: Pooling | None) -> None:
+        if not prompt:
+            raise PromptError("the prompt is empty: give at least one token")
+        for token_id in prompt:
+            if not 0 <= token_id < self.vocab_size:
+                raise PromptError(f"the prompt holds {token_id}, which is not a token id (0 to {self.vocab_size - 1})")
+        room = 0 if pooling else 1
+        if len(prompt) + room > self.context:
+            raise PromptError(
+                f"the prompt has {len(prompt)} tokens and the context holds {self.context}, which leaves no room "
+                "for an answer: shorten the prompt or ask for a larger context"
+            )
+        longest = len(prompt) if pooling else self.context
+        if not pooling and params.max_tokens is not None:
+            longest = min(len(prompt) + params.max_tokens, self.context)
+        if blocks_for(longest) > self.pool.num_blocks:
+            raise PromptError(
+                f"{len(prompt)} prompt tokens and up to {longest - len(prompt)} new ones need {blocks_for(longest)} cache "
+                f"blocks, there are {self.pool.num_blocks}: shorten the prompt or lower max_tokens"
+            )
+
+    def _text_stream(self, params: SamplingParams) -> TextStream:
+        detokenizer = None
+        if self._tokenizer is not None and params.detokenize:
+            detokenizer = self._tokenizer.stream(skip_special=params.skip_special_tokens)
+        return TextStream(detokenizer, params.stop_strings, include_stop=params.include_stop_str_in_output)
+
+    def _token_text(self, token_id: int) -> str | None:
+        return None if self._tokenizer is None else self._tokenizer.decode([token_id], skip_special=False)
+
+    def _fresh_seed(self) -> int:
+        return secrets.randbits(64) if self._seeds is None else int(self._seeds.integers(0, MAX_SEED, dtype=np.uint64))
+
+
+def _hidden_wanted(sequence: Sequence, begin: int, num_tokens: int) -> tuple[int, int]:
+    """Of which tokens of this piece the hidden states are wanted: the first position and the count."""
+    request = sequence.request
+    prompt = sequence.num_prompt_tokens
+    if request.pooling == "mean":
+        return begin, num_tokens
+    if request.pooling == "last":
+        return prompt - 1, int(begin <= prompt - 1 < begin + num_tokens)
+    if request.params.prompt_logprobs is not None:
+        return begin, max(min(begin + num_tokens, prompt - 1) - begin, 0)
+    return begin, 0

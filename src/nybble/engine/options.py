@@ -1,0 +1,113 @@
+"""How an engine is set up, and how much memory its cache may take."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from nybble.cache.block_pool import BLOCK_SIZE
+from nybble.core.errors import ConfigError
+from nybble.engine.scheduler import blocks_for
+
+logger = logging.getLogger(__name__)
+
+_SHARE_OF_FREE_MEMORY = 0.5
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """Sizes of an engine.
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+
+    max_model_len: int | None = None  # longest sequence, in tokens; None: the model's, at most 8192
+    max_num_seqs: int = 64  # that run at once
+    max_num_batched_tokens: int = 512  # of one step
+    kv_cache_memory: int | str | None = None  # bytes, or "4GiB"; None: from free memory
+    enable_prefix_caching: bool = True
+    threads: int | None = None
+    seed: int | None = None  # of requests that have none; None: a fresh one for each
+
+    def __post_init__(self) -> None:
+        if self.max_num_seqs < 1:
+            raise ConfigError(f"max_num_seqs must be at least 1, not {self.max_num_seqs}")
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise ConfigError(
+                f"max_num_batched_tokens ({self.max_num_batched_tokens}) must not be below max_num_seqs "
+                f"({self.max_num_seqs}): each running sequence needs one token of a step"
+            )
+
+
+def parse_bytes(text: int | str) -> int:
+    """A number of bytes from `4GiB`, `500MB` or `1073741824`.
+
+    Raises:
+        ConfigError: it is not such a number, or not positive.
+    """
+    if isinstance(text, str):
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmg]i?)?b?\s*", text.lower())
+        if match is None:
+            raise ConfigError(f"{text!r} is not an amount of memory: write it like 4GiB or 500MB")
+        text = int(float(match[1]) * _UNITS[match[2] or ""])
+    if text <= 0:
+        raise ConfigError(f"an amount of memory must be positive, not {text}")
+    return text
+
+
+def cache_blocks(options: EngineOptions, *, context: int, bytes_per_block: int) -> int:
+    """How many blocks the cache gets: what was asked for, or what fits in half of the free memory and can be used.
+
+    Raises:
+        ConfigError: it does not hold a single sequence of `context` tokens.
+    """
+    usable = options.max_num_seqs * blocks_for(context)
+    if options.kv_cache_memory is not None:
+        memory = parse_bytes(options.kv_cache_memory)
+        origin = "kv_cache_memory"
+    else:
+        memory = int(free_memory() * _SHARE_OF_FREE_MEMORY)
+        origin = "half of the free memory"
+    blocks = min(memory // bytes_per_block, usable)
+    if blocks < blocks_for(context):
+        needed = blocks_for(context) * bytes_per_block
+        raise ConfigError(
+            f"a sequence of {context} tokens needs {needed / 1e6:.0f} MB of cache and {origin} is "
+            f"{memory / 1e6:.0f} MB: lower max_model_len (--ctx), or give kv_cache_memory more"
+        )
+    logger.info(
+        "the cache holds %d tokens in %.2f GB (%s)", blocks * BLOCK_SIZE, blocks * bytes_per_block / 1e9, origin
+    )
+    return blocks
+
+
+def free_memory() -> int:
+    """Bytes that this process can still take: of the machine, or of its control group if that allows less."""
+    limits = [_available_memory()]
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        allowed, taken = _number_in(limit), _number_in(used)
+        if allowed is not None and taken is not None:
+            limits.append(max(allowed - taken, 0))
+    return min(limits)
+
+
+def _available_memory(read: Callable[[], str] = lambda: Path("/proc/meminfo").read_text()) -> int:
+    try:
+        return next(int(line.split()[1]) * 1024 for line in read().splitlines() if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError):
+        return 2**31  # unknown here: a cautious guess
+
+
+def _number_in(path: str) -> int | None:
+    try:
+        return int(Path(path).read_text())
+    except (OSError, ValueError):  # no such file, or "max"
+        return None
