@@ -30,8 +30,8 @@ def continuation(prompt: list[int], count: int, seed: int = 0) -> list[int]:
 class FakeModel:
     """Keeps token ids in the blocks where a real model keeps keys and values.
 
-    What it "computes" for a token is read back through the block table, so that a wrong block, a missing copy or a block
-    that was given away too early changes the tokens. With `seeded`, the draw depends on the sequence's seed as well.
+    What it "computes" for a token is read back through the block table, so that a wrong block, a missing copy or a
+    block that was given away too early changes the tokens. With `seeded`, the draw depends on the sequence's seed too.
     """
 
     def __init__(self, *, seeded: bool = False) -> None:

@@ -1,5 +1,6 @@
 #include "bindings/check_step.h"
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -9,14 +10,6 @@ namespace nybble {
 namespace {
 
 std::string text(std::int64_t value) { return std::to_string(value); }
-
-void check_ids(std::span<const std::int32_t> values, int limit, const char* what) {
-    for (std::size_t i = 0; i < values.size(); ++i) {
-        require(values[i] >= 0 && values[i] < limit, std::string(what) + "[" + text(static_cast<std::int64_t>(i)) +
-                                                         "] is " + text(values[i]) + ", which is not between 0 and " +
-                                                         text(limit - 1));
-    }
-}
 
 void check_lengths(const Step& step) {
     require(step.cu_seqlens.size() == step.context_lens.size() + 1,
@@ -48,12 +41,13 @@ void check_blocks(const KvCache& cache, const Step& step) {
         const int first_written = step.context_lens[static_cast<std::size_t>(s)] / kKvBlockTokens;
         for (int i = 0; i < used(s); ++i) {
             const int block = step.block_table(s)[i];
-            require(block >= 0 && block < cache.num_blocks(), "block_tables[" + text(s) + ", " + text(i) + "] is " +
-                                                                  text(block) + ", the cache has " +
-                                                                  text(cache.num_blocks()) + " blocks");
+            if (block < 0 || block >= cache.num_blocks()) {
+                fail("block_tables[" + text(s) + ", " + text(i) + "] is " + text(block) + ", the cache has " +
+                     text(cache.num_blocks()) + " blocks");
+            }
             if (i < first_written) continue;
             int& owner = writer[static_cast<std::size_t>(block)];
-            require(owner == kNobody, "block " + text(block) + " is written twice in this step");
+            if (owner != kNobody) fail("block " + text(block) + " is written twice in this step");
             owner = s;
         }
     }
@@ -61,13 +55,22 @@ void check_blocks(const KvCache& cache, const Step& step) {
         const int first_written = step.context_lens[static_cast<std::size_t>(s)] / kKvBlockTokens;
         for (int i = 0; i < std::min(first_written, used(s)); ++i) {
             const int block = step.block_table(s)[i];
-            require(writer[static_cast<std::size_t>(block)] == kNobody,
-                    "block " + text(block) + " is written in this step while sequence " + text(s) + " reads it");
+            if (writer[static_cast<std::size_t>(block)] != kNobody) {
+                fail("block " + text(block) + " is written in this step while sequence " + text(s) + " reads it");
+            }
         }
     }
 }
 
 }  // namespace
+
+void check_ids(std::span<const std::int32_t> values, int limit, const char* what) {
+    const auto is_good = [&](std::int32_t value) { return value >= 0 && value < limit; };
+    if (std::all_of(values.begin(), values.end(), is_good)) return;
+    const auto bad = std::find_if_not(values.begin(), values.end(), is_good);
+    fail(std::string(what) + "[" + text(bad - values.begin()) + "] is " + text(*bad) + ", which is not between 0 and " +
+         text(limit - 1));
+}
 
 void check_step(const Model& model, const KvCache& cache, const Step& step) {
     require(step.tokens() >= 1, "a step needs at least one token");
@@ -75,6 +78,7 @@ void check_step(const Model& model, const KvCache& cache, const Step& step) {
     check_lengths(step);
     check_blocks(cache, step);
     check_ids(step.logit_rows, step.tokens(), "logit_rows");
+    check_ids(step.hidden_rows, step.tokens(), "hidden_rows");
 }
 
 }  // namespace nybble

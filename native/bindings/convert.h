@@ -17,8 +17,11 @@ namespace nb = nanobind;
 
 using AnyArray = nb::ndarray<nb::ro, nb::device::cpu>;
 
+[[noreturn]] inline void fail(const std::string& message) { throw nb::value_error(message.c_str()); }
+
+// Builds the message even if all is well: where it is put together many times over, test first and call fail().
 inline void require(bool ok, const std::string& message) {
-    if (!ok) throw nb::value_error(message.c_str());
+    if (!ok) fail(message);
 }
 
 template <class T>

@@ -4,12 +4,11 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
-#include <limits>
-
 #include "base/cpu_count.h"
 #include "bindings/bindings.h"
 #include "bindings/check_step.h"
 #include "bindings/convert.h"
+#include "bindings/sampling.h"
 
 namespace nybble {
 namespace {
@@ -53,9 +52,10 @@ void set_tensor(Model& model, const std::string& name, const std::string& format
     model.set_tensor(name, encoding, rows, cols, bytes.span());
 }
 
-nb::ndarray<nb::numpy, float, nb::ndim<2>> execute(Model& model, BoundCache& cache, const AnyArray& token_ids,
-                                                   const AnyArray& cu_seqlens_q, const AnyArray& context_lens,
-                                                   const AnyArray& block_tables, const AnyArray& logit_rows) {
+// The logits, or a pair of logits and hidden states if `hidden_rows` is given.
+nb::object execute(Model& model, BoundCache& cache, const AnyArray& token_ids, const AnyArray& cu_seqlens_q,
+                   const AnyArray& context_lens, const AnyArray& block_tables, const AnyArray& logit_rows,
+                   const std::optional<AnyArray>& hidden_rows) {
     require(model.finished(), "the model is not complete: call finish() after the last tensor");
     require(cache.model == &model, "the cache was made for another model");
     Step step;
@@ -64,54 +64,29 @@ nb::ndarray<nb::numpy, float, nb::ndim<2>> execute(Model& model, BoundCache& cac
     step.context_lens = flat<std::int32_t>(context_lens, "context_lens");
     step.block_tables = flat<std::int32_t>(block_tables, "block_tables", 2).data();
     step.logit_rows = flat<std::int32_t>(logit_rows, "logit_rows");
+    if (hidden_rows) step.hidden_rows = flat<std::int32_t>(*hidden_rows, "hidden_rows");
     require(block_tables.shape(0) == step.context_lens.size(), "block_tables must have one row for each sequence");
     step.max_blocks = static_cast<std::ptrdiff_t>(block_tables.shape(1));
     check_step(model, cache.cache, step);
     FloatArray logits(step.logit_rows.size(), static_cast<std::size_t>(model.config().vocab_size));
+    FloatArray hidden(step.hidden_rows.size(), static_cast<std::size_t>(model.config().hidden_size));
     {
         const nb::gil_scoped_release free_gil;
-        model.execute(cache.cache, step, logits.data);
+        model.execute(cache.cache, step, logits.data, hidden.data);
     }
-    return logits.release();
+    if (!hidden_rows) return nb::cast(logits.release());
+    return nb::make_tuple(logits.release(), hidden.release());
 }
 
-nb::list sample(Model& model, const AnyArray& logits, const AnyArray& temperature, const AnyArray& top_k,
-                const AnyArray& top_p, const AnyArray& min_p, const AnyArray& seed, const AnyArray& position,
-                const AnyArray& top_logprobs) {
-    const auto values = flat<float>(logits, "logits", 2);
-    require(logits.shape(1) == static_cast<std::size_t>(model.config().vocab_size),
-            "logits must have vocab_size columns, " + std::to_string(model.config().vocab_size));
-    const auto temperatures = flat<float>(temperature, "temperature");
-    const auto top_ks = flat<std::int32_t>(top_k, "top_k");
-    const auto top_ps = flat<float>(top_p, "top_p");
-    const auto min_ps = flat<float>(min_p, "min_p");
-    const auto seeds = flat<std::uint64_t>(seed, "seed");
-    const auto positions = flat<std::uint64_t>(position, "position");
-    const auto counts = flat<std::int32_t>(top_logprobs, "top_logprobs");
-    std::vector<SampleRow> rows(logits.shape(0));
-    for (const std::size_t size : {temperatures.size(), top_ks.size(), top_ps.size(), min_ps.size(), seeds.size(),
-                                   positions.size(), counts.size()}) {
-        require(size == rows.size(), "every sampling parameter needs one value for each row of logits");
-    }
-    for (std::size_t i = 0; i < rows.size(); ++i) {
-        rows[i] = {temperatures[i], top_ks[i], top_ps[i], min_ps[i], seeds[i], positions[i], counts[i]};
-        require(temperatures[i] >= 0 && temperatures[i] <= std::numeric_limits<float>::max(),
-                "temperature must be finite and not negative");
-        require(top_ps[i] > 0 && top_ps[i] <= 1, "top_p must be above 0 and at most 1");
-        require(min_ps[i] >= 0 && min_ps[i] <= 1, "min_p must be between 0 and 1");
-    }
-    std::vector<Sampled> drawn;
-    {
-        const nb::gil_scoped_release free_gil;
-        drawn = model.sample(values.data(), rows);
-    }
-    nb::list result;
-    for (const Sampled& one : drawn) {
-        nb::list top;
-        for (const TokenLogprob& token : one.top) top.append(nb::make_tuple(token.id, token.logprob));
-        result.append(nb::make_tuple(one.token.id, one.token.logprob, top));
-    }
-    return result;
+void copy_blocks(Model& model, BoundCache& cache, const AnyArray& pairs) {
+    require(cache.model == &model, "the cache was made for another model");
+    const auto ids = flat<std::int32_t>(pairs, "pairs", 2);
+    require(pairs.shape(1) == 2, "pairs must have 2 columns, from and to");
+    check_ids(ids, cache.cache.num_blocks(), "pairs");
+    std::vector<BlockCopy> copies(pairs.shape(0));
+    for (std::size_t i = 0; i < copies.size(); ++i) copies[i] = {ids[2 * i], ids[2 * i + 1]};
+    const nb::gil_scoped_release free_gil;
+    model.copy_blocks(cache.cache, copies);
 }
 
 void bind_layer(nb::module_& m) {
@@ -149,7 +124,8 @@ void bind_layer(nb::module_& m) {
 
 void bind_model(nb::module_& m) {
     bind_layer(m);
-    nb::class_<Model>(m, "Model", "A decoder: packed weights, threads and the executor.")
+    nb::class_<Model> model(m, "Model", "A decoder: packed weights, threads and the executor.");
+    model
         .def("__init__", &init_model, nb::kw_only(), nb::arg("vocab_size"), nb::arg("hidden_size"), nb::arg("norm_eps"),
              nb::arg("layers"), nb::arg("tied_head"), nb::arg("embed_scale") = 1.0f, nb::arg("logit_scale") = 1.0f,
              nb::arg("logit_softcap") = 0.0f, nb::arg("threads") = nb::none(), nb::arg("isa") = nb::none(),
@@ -158,12 +134,15 @@ void bind_model(nb::module_& m) {
              nb::arg("data"))
         .def("finish", &Model::finish, nb::call_guard<nb::gil_scoped_release>())
         .def("execute", &execute, nb::arg("cache"), nb::arg("token_ids"), nb::arg("cu_seqlens_q"),
-             nb::arg("context_lens"), nb::arg("block_tables"), nb::arg("logit_rows"))
-        .def("sample", &sample, nb::arg("logits"), nb::arg("temperature"), nb::arg("top_k"), nb::arg("top_p"),
-             nb::arg("min_p"), nb::arg("seed"), nb::arg("position"), nb::arg("top_logprobs"))
+             nb::arg("context_lens"), nb::arg("block_tables"), nb::arg("logit_rows"),
+             nb::arg("hidden_rows") = nb::none())
+        .def("copy_blocks", &copy_blocks, nb::arg("cache"), nb::arg("pairs"))
         .def_prop_ro("isa", [](const Model& model) { return std::string(name(model.isa())); })
         .def_prop_ro("threads", &Model::threads)
-        .def_prop_ro("weight_bytes", &Model::weight_bytes);
+        .def_prop_ro("weight_bytes", &Model::weight_bytes)
+        .def_prop_ro("cache_bytes_per_block",
+                     [](const Model& self) { return KvCache::bytes_per_block(self.config(), self.act_f32()); });
+    bind_sampling(m, model);
     nb::class_<BoundCache>(m, "KvCache", "The paged keys and values of one model.")
         .def(nb::init<const Model&, int>(), nb::arg("model"), nb::arg("num_blocks"), nb::keep_alive<1, 2>())
         .def_prop_ro("num_blocks", [](const BoundCache& cache) { return cache.cache.num_blocks(); })

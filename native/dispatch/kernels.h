@@ -41,6 +41,16 @@ struct Kernels {
     void (*store_kv)(const float* k, const float* v, int head_dim, bool kv_f32, uint8_t* block, int slot) = nullptr;
     void (*attention)(const AttentionArgs& args) = nullptr;
 
+    // For the sampler. maxima[b] = the largest of block b of kMaximaBlock; returns the largest of all, NaN if x has
+    // one.
+    float (*block_maxima)(const float* x, int n, float* maxima) = nullptr;
+    // out[i] = exp((x[i] - max) * factor), where no product is above 0; out may be x.
+    void (*exp_weights)(const float* x, int n, float max, float factor, float* out) = nullptr;
+    // The sums of these over chunks of kExpChunk.
+    void (*exp_sums)(const float* x, int n, float max, float factor, float* sums) = nullptr;
+    // out = x where the bit is set, else -inf; out may be x.
+    void (*mask_logits)(const float* x, const uint32_t* allowed, int n, float* out) = nullptr;
+
     // For base/roofline.h: runs integer dot products from registers and returns how many operations they were.
     double (*int8_peak_loop)(long iterations) = nullptr;
     // Reads `bytes` (a multiple of 1024) and returns a checksum.

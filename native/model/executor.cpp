@@ -15,7 +15,7 @@ Executor::Executor(const ModelConfig& config, const Weights& weights, const Kern
       pool_(pool),
       scratch_(config, weights, act_f32, pool.size()) {}
 
-void Executor::execute(KvCache& cache, const Step& step, float* logits) {
+void Executor::execute(KvCache& cache, const Step& step, float* logits, float* hidden) {
     if (step.tokens() == 0) return;
     plan(step);
     pool_.run([&](Worker& worker) {
@@ -23,7 +23,7 @@ void Executor::execute(KvCache& cache, const Step& step, float* logits) {
         for (std::size_t i = 0; i < config_.layers.size(); ++i) {
             run_layer(worker, {static_cast<int>(i), config_.layers[i], weights_.layers[i], cache, step});
         }
-        head(worker, step, logits);
+        head(worker, step, logits, hidden);
     });
 }
 
@@ -135,28 +135,57 @@ void Executor::multiply_to_stream(Worker& worker, const Operand& in, const Matri
              });
 }
 
-void Executor::head(Worker& worker, const Step& step, float* logits) {
-    const auto rows = static_cast<int>(step.logit_rows.size());
+// Every row is normalised anew, and not in place: a token may be asked for twice.
+template <class Store>
+void Executor::final_norm(Worker& worker, std::span<const std::int32_t> tokens, Store&& store) {
+    const auto rows = static_cast<std::int64_t>(tokens.size());
     if (rows == 0) return;
     const int hidden = config_.hidden_size;
-    const Matrix& matrix = weights_.head();
-    const Operand in = wide_operand(rows, Forms().include(matrix, machine_.act_f32));
     const bool pending = !config_.layers.empty() && config_.layers.back().post_norms;
     float* row = memory(worker).rows.data();
     worker.parallel_for(rows, grain(worker, rows), [&](std::int64_t begin, std::int64_t end) {
         for (int r = static_cast<int>(begin); r < end; ++r) {
-            const int token = step.logit_rows[static_cast<std::size_t>(r)];
+            const int token = tokens[static_cast<std::size_t>(r)];
             const float* x = x_row(token);
-            if (pending) {  // not in place: a token may be asked for twice
+            if (pending) {
                 kernels_.rms_norm(y_row(token), weights_.layers.back().ffn_post_norm.data(), config_.norm_eps, hidden,
                                   row);
                 kernels_.add(x, row, hidden, row);
                 x = row;
             }
             kernels_.rms_norm(x, weights_.final_norm.data(), config_.norm_eps, hidden, row + hidden);
-            store_row(row + hidden, r, in);
+            store(r, row + hidden);
         }
     });
+}
+
+void Executor::head(Worker& worker, const Step& step, float* logits, float* hidden) {
+    final_norm(worker, step.hidden_rows, [&](int r, const float* row) {
+        const auto width = static_cast<std::size_t>(config_.hidden_size);
+        std::memcpy(hidden + static_cast<std::size_t>(r) * width, row, width * sizeof(float));
+    });
+    const auto rows = static_cast<int>(step.logit_rows.size());
+    if (rows == 0) return;
+    const Operand in = wide_operand(rows, Forms().include(weights_.head(), machine_.act_f32));
+    final_norm(worker, step.logit_rows, [&](int r, const float* row) { store_row(row, r, in); });
+    multiply_head(worker, in, logits);
+}
+
+void Executor::project(const float* hidden, int rows, float* logits) {
+    scratch_.reserve(rows);
+    const Operand in = wide_operand(rows, Forms().include(weights_.head(), machine_.act_f32));
+    pool_.run([&](Worker& worker) {
+        worker.parallel_for(rows, grain(worker, rows), [&](std::int64_t begin, std::int64_t end) {
+            for (int r = static_cast<int>(begin); r < end; ++r) {
+                store_row(hidden + static_cast<std::ptrdiff_t>(r) * config_.hidden_size, r, in);
+            }
+        });
+        multiply_head(worker, in, logits);
+    });
+}
+
+void Executor::multiply_head(Worker& worker, const Operand& in, float* logits) {
+    const Matrix& matrix = weights_.head();
     const GemmList list(machine_, in, {&matrix}, worker.size());
     float* results = memory(worker).results.data();
     list.run(worker, results, [&](int, int row0, int count, int token0, int tokens, float* out) {

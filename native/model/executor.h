@@ -4,6 +4,7 @@
 // barrier. No work is ever split along a sum, so every number is the same for any batch, chunking and thread count.
 #pragma once
 
+#include <span>
 #include <vector>
 
 #include "model/gemm.h"
@@ -19,9 +20,11 @@ public:
     // All references must outlive the executor. `weights` must be complete.
     Executor(const ModelConfig& config, const Weights& weights, const Kernels& kernels, bool act_f32, ThreadPool& pool);
 
-    // Puts the step's keys and values into the cache and its logits into logits[logit_rows][vocab_size].
-    // One caller at a time.
-    void execute(KvCache& cache, const Step& step, float* logits);
+    // Puts the step's keys and values into the cache, its logits into logits[logit_rows][vocab_size], and final-normed
+    // hidden states into hidden[hidden_rows][hidden_size]. One caller at a time.
+    void execute(KvCache& cache, const Step& step, float* logits, float* hidden);
+    // The logits of final-normed hidden states, the same to the bit as those of the step that they come from.
+    void project(const float* hidden, int rows, float* logits);
 
 private:
     // Some query tokens of one sequence whose attention is one task per kv head.
@@ -48,7 +51,10 @@ private:
     void normalise(Worker& worker, const Vector* post_norm, const Vector& norm, const Operand& to);
     void multiply_to_stream(Worker& worker, const Operand& in, const Matrix& matrix, const Vector& bias,
                             bool has_post_norm);
-    void head(Worker& worker, const Step& step, float* logits);
+    void head(Worker& worker, const Step& step, float* logits, float* hidden);
+    template <class Store>
+    void final_norm(Worker& worker, std::span<const std::int32_t> tokens, Store&& store);
+    void multiply_head(Worker& worker, const Operand& in, float* logits);
 
     // executor_attention.cpp
     void project_qkv(Worker& worker, const LayerRun& layer, const Operand& in);

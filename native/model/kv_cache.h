@@ -3,13 +3,21 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "base/memory.h"
+#include "base/thread_pool.h"
 #include "kernels/attention_args.h"
 #include "model/config.h"
 
 namespace nybble {
+
+// Block ids, laid out as the rows of an int32 array [pairs][2].
+struct BlockCopy {
+    std::int32_t from;
+    std::int32_t to;
+};
 
 class KvCache {
 public:
@@ -36,6 +44,10 @@ public:
         Layer& one = layers_[static_cast<std::size_t>(layer)];
         return one.data.data() + one.head_bytes * static_cast<std::size_t>(kv_head);
     }
+    // Copies whole blocks of all layers, one pair after the other: a block that was copied to may be copied from.
+    void copy_blocks(std::span<const BlockCopy> pairs, ThreadPool& pool);
+    // What one more block takes in all layers.
+    static std::size_t bytes_per_block(const ModelConfig& config, bool f32);
     std::size_t bytes() const {
         std::size_t total = 0;
         for (const Layer& layer : layers_) total += layer.data.bytes();

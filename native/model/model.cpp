@@ -1,7 +1,9 @@
 #include "model/model.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <iterator>
 #include <stdexcept>
 #include <utility>
 
@@ -9,7 +11,8 @@ namespace nybble {
 namespace {
 
 constexpr int kMaxHeadDim = 1024;
-constexpr int kMaxSize = 1 << 24;  // of any single dimension: keeps every product of two within 64 bits
+constexpr std::size_t kScoreRows = 64;  // enough to stream the head's weights once for many rows
+constexpr int kMaxSize = 1 << 24;       // of any single dimension: keeps every product of two within 64 bits
 
 void require(bool ok, const std::string& message) {
     if (!ok) throw std::invalid_argument(message);
@@ -58,7 +61,8 @@ Model::Model(ModelConfig config, Isa isa, bool act_f32, int threads)
       act_f32_(act_f32),
       kernels_(kernels(isa)),
       pool_(threads),
-      weights_(config_) {}
+      weights_(config_),
+      sampler_(kernels_, pool_, config_.vocab_size) {}
 
 void Model::set_tensor(const std::string& name, Format format, int rows, int cols, std::span<const std::uint8_t> data) {
     const std::lock_guard lock(mutex_);
@@ -95,14 +99,40 @@ void Model::finish() {
     if (executor_ == nullptr) executor_ = std::make_unique<Executor>(config_, weights_, kernels_, act_f32_, pool_);
 }
 
-void Model::execute(KvCache& cache, const Step& step, float* logits) {
+void Model::execute(KvCache& cache, const Step& step, float* logits, float* hidden) {
     const std::lock_guard lock(mutex_);
-    executor_->execute(cache, step, logits);
+    executor_->execute(cache, step, logits, hidden);
 }
 
 std::vector<Sampled> Model::sample(const float* logits, std::span<const SampleRow> rows) {
     const std::lock_guard lock(mutex_);
-    return sampler_.sample(pool_, logits, config_.vocab_size, rows);
+    return sampler_.sample(logits, rows);
+}
+
+std::vector<Sampled> Model::score(const float* logits, std::span<const std::int32_t> targets, int top) {
+    const std::lock_guard lock(mutex_);
+    return sampler_.score(logits, targets, top);
+}
+
+std::vector<Sampled> Model::score_hidden(const float* hidden, std::span<const std::int32_t> targets, int top) {
+    const std::lock_guard lock(mutex_);
+    const auto vocab = static_cast<std::size_t>(config_.vocab_size);
+    const auto width = static_cast<std::size_t>(config_.hidden_size);
+    Buffer<float> logits(checked_mul(std::min(targets.size(), kScoreRows), vocab));
+    std::vector<Sampled> out;
+    out.reserve(targets.size());
+    for (std::size_t row = 0; row < targets.size(); row += kScoreRows) {
+        const std::size_t count = std::min(targets.size() - row, kScoreRows);
+        executor_->project(hidden + row * width, static_cast<int>(count), logits.data());
+        std::vector<Sampled> part = sampler_.score(logits.data(), targets.subspan(row, count), top);
+        std::move(part.begin(), part.end(), std::back_inserter(out));
+    }
+    return out;
+}
+
+void Model::copy_blocks(KvCache& cache, std::span<const BlockCopy> pairs) {
+    const std::lock_guard lock(mutex_);
+    cache.copy_blocks(pairs, pool_);
 }
 
 }  // namespace nybble

@@ -29,8 +29,13 @@ public:
     void finish();
 
     // The step is checked by the caller; see Step.
-    void execute(KvCache& cache, const Step& step, float* logits);
+    void execute(KvCache& cache, const Step& step, float* logits, float* hidden);
+    // Ids are checked by the caller.
     std::vector<Sampled> sample(const float* logits, std::span<const SampleRow> rows);
+    std::vector<Sampled> score(const float* logits, std::span<const std::int32_t> targets, int top);
+    // The same from final-normed hidden states. Only a few rows of logits exist at a time.
+    std::vector<Sampled> score_hidden(const float* hidden, std::span<const std::int32_t> targets, int top);
+    void copy_blocks(KvCache& cache, std::span<const BlockCopy> pairs);
 
     const ModelConfig& config() const { return config_; }
     bool finished() const { return executor_ != nullptr; }

@@ -1,18 +1,20 @@
-// Draws one token from each row of logits.
+// Draws one token from each row of logits, and scores tokens that are given.
 #pragma once
 
 #include <cstdint>
 #include <span>
 #include <vector>
 
-#include "base/memory.h"
 #include "base/thread_pool.h"
+#include "dispatch/kernels.h"
+#include "model/sampler_edits.h"
+#include "model/sampler_row.h"
 
 namespace nybble {
 
-// How one row is drawn. The order is that of vLLM and of llama.cpp's usual chain: the logits are divided by the
-// temperature; min_p drops tokens less likely than min_p times the likeliest; top_k keeps the k likeliest; top_p keeps
-// the fewest of these whose share of the remaining probability reaches top_p; one of them is drawn.
+// How one row is drawn. The order is that of vLLM and of llama.cpp's usual chain: edits change the logits; these are
+// divided by the temperature; min_p drops tokens less likely than min_p times the likeliest; top_k keeps the k
+// likeliest; top_p keeps the fewest of these whose share of the remaining probability reaches top_p; one is drawn.
 // Of equally likely tokens the one with the lower id comes first.
 struct SampleRow {
     float temperature = 1.0f;  // below 1e-5: greedy, the likeliest token
@@ -22,6 +24,7 @@ struct SampleRow {
     std::uint64_t seed = 0;    // with `position` decides the draw, whatever else is in the batch
     std::uint64_t position = 0;
     int top_logprobs = -1;  // how many alternatives to report; -1: not even the drawn token's logprob
+    LogitEdits edits;
 };
 
 struct TokenLogprob {
@@ -30,31 +33,37 @@ struct TokenLogprob {
 };
 
 struct Sampled {
-    TokenLogprob token;  // log-probability under the raw logits: before temperature and cuts; NaN if not asked for
+    bool ok = false;     // false: the row holds NaN or has no finite maximum, and the rest means nothing
+    TokenLogprob token;  // log-probability under the raw logits: before edits, temperature and cuts; NaN if not asked
+    int rank = 0;        // of the token under the raw logits, from 1; 0 if no logprob was asked for
     std::vector<TokenLogprob> top;  // the likeliest tokens in descending order
 };
 
 class Sampler {
 public:
-    // Rows are shared out over the pool. Throws std::invalid_argument if a row has no finite maximum or holds NaN.
-    std::vector<Sampled> sample(ThreadPool& pool, const float* logits, int vocab, std::span<const SampleRow> rows);
+    // `kernels` and `pool` must outlive the sampler. One caller at a time.
+    Sampler(const Kernels& kernels, ThreadPool& pool, int vocab);
+
+    // Rows are shared out over the pool; each depends on nothing but itself. The ids in the edits must be in range.
+    std::vector<Sampled> sample(const float* logits, std::span<const SampleRow> rows);
+
+    // What a model that gives these logits thinks of targets[row]; `top` alternatives for each.
+    std::vector<Sampled> score(const float* logits, std::span<const std::int32_t> targets, int top);
 
 private:
-    struct Candidate {
-        float weight;  // exp((logit - max) / temperature), or the logit itself
-        std::int32_t id;
-    };
-    struct Scratch {
-        Buffer<float> weights;
-        Buffer<Candidate> candidates;
-    };
+    template <class Body>
+    void for_each_row(std::size_t rows, Body&& body);
+    void sample_row(const float* logits, const SampleRow& row, SampleScratch& scratch, Sampled& out) const;
+    bool view(const float* logits, float* maxima, LogitRow& out) const;
+    void report(const LogitRow& raw, SampleScratch& scratch, Sampled& out) const;
 
-    static bool sample_row(const float* logits, int vocab, const SampleRow& row, Scratch& scratch, Sampled& out);
-    static std::int32_t draw(const float* logits, int vocab, float max, const SampleRow& row, Scratch& scratch);
-    static void fill_top(const float* logits, int vocab, double log_norm, Scratch& scratch, Sampled& out);
-    static void select_largest(Candidate* candidates, std::int64_t count, std::int64_t keep);
-
-    std::vector<Scratch> scratch_;  // one per worker
+    const Kernels& kernels_;
+    ThreadPool& pool_;
+    int vocab_;
+    std::vector<SampleScratch> scratch_;  // one per worker
 };
+
+// The token that a row's parameters choose, for temperatures above 0. Edits have been applied.
+std::int32_t draw(const Kernels& kernels, const LogitRow& logits, const SampleRow& row, SampleScratch& scratch);
 
 }  // namespace nybble

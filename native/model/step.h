@@ -16,7 +16,8 @@ struct Step {
     std::span<const std::int32_t> context_lens;  // tokens of each sequence that are in the cache already
     const std::int32_t* block_tables = nullptr;  // [num_seqs][max_blocks]
     std::ptrdiff_t max_blocks = 0;
-    std::span<const std::int32_t> logit_rows;  // for which tokens of the step logits are wanted
+    std::span<const std::int32_t> logit_rows;   // for which tokens of the step logits are wanted
+    std::span<const std::int32_t> hidden_rows;  // and for which the final-normed hidden states
 
     int tokens() const { return static_cast<int>(token_ids.size()); }
     int sequences() const { return static_cast<int>(context_lens.size()); }

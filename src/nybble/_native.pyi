@@ -1,7 +1,7 @@
 """The native core. Arrays must be C-contiguous and of exactly the type that is written; errors are ValueError."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,24 @@ def measure_read_bandwidth(threads: int, isa: str | None = None) -> float: ...
 def measure_int8_peak(threads: int, isa: str | None = None) -> float: ...
 def dequantize(format: str, data: Buffer | npt.NDArray[Any]) -> npt.NDArray[np.float32]: ...
 def pack_roundtrip(format: str, data: Buffer | npt.NDArray[Any], rows: int, cols: int) -> npt.NDArray[np.float32]: ...
+
+# Token id, log-probability, rank, and the likeliest tokens with their log-probabilities.
+_Sampled: TypeAlias = tuple[int, float, int, tuple[tuple[int, float], ...]]
+
+class LogitEdits:
+    def __init__(
+        self,
+        *,
+        allowed: npt.NDArray[np.uint32] | None = None,
+        banned_ids: npt.NDArray[np.int32] | None = None,
+        bias_ids: npt.NDArray[np.int32] | None = None,
+        bias: npt.NDArray[np.float32] | None = None,
+        repetition_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        prompt_ids: npt.NDArray[np.int32] | None = None,
+        output_ids: npt.NDArray[np.int32] | None = None,
+    ) -> None: ...
 
 class LayerConfig:
     def __init__(
@@ -54,6 +72,7 @@ class Model:
     ) -> None: ...
     def set_tensor(self, name: str, format: str, rows: int, cols: int, data: Buffer | npt.NDArray[Any]) -> None: ...
     def finish(self) -> None: ...
+    @overload
     def execute(
         self,
         cache: KvCache,
@@ -62,7 +81,20 @@ class Model:
         context_lens: npt.NDArray[np.int32],
         block_tables: npt.NDArray[np.int32],
         logit_rows: npt.NDArray[np.int32],
+        hidden_rows: None = None,
     ) -> npt.NDArray[np.float32]: ...
+    @overload
+    def execute(
+        self,
+        cache: KvCache,
+        token_ids: npt.NDArray[np.int32],
+        cu_seqlens_q: npt.NDArray[np.int32],
+        context_lens: npt.NDArray[np.int32],
+        block_tables: npt.NDArray[np.int32],
+        logit_rows: npt.NDArray[np.int32],
+        hidden_rows: npt.NDArray[np.int32],
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]: ...
+    def copy_blocks(self, cache: KvCache, pairs: npt.NDArray[np.int32]) -> None: ...
     def sample(
         self,
         logits: npt.NDArray[np.float32],
@@ -73,7 +105,16 @@ class Model:
         seed: npt.NDArray[np.uint64],
         position: npt.NDArray[np.uint64],
         top_logprobs: npt.NDArray[np.int32],
-    ) -> list[tuple[int, float, list[tuple[int, float]]]]: ...
+        edits: list[LogitEdits | None] | None = None,
+    ) -> list[_Sampled | None]: ...  # None: no token can be drawn from the row
+    def score(
+        self, logits: npt.NDArray[np.float32], target_ids: npt.NDArray[np.int32], top: int
+    ) -> list[_Sampled | None]: ...
+    def score_hidden(
+        self, hidden: npt.NDArray[np.float32], target_ids: npt.NDArray[np.int32], top: int
+    ) -> list[_Sampled | None]: ...
+    @property
+    def cache_bytes_per_block(self) -> int: ...
     @property
     def isa(self) -> str: ...
     @property

@@ -10,7 +10,7 @@ import pytest
 
 import reference_decoder
 from native.tiny_models import TinyModel, tiny
-from nybble.backends.cpu import CpuModel, SampleRow, Step
+from nybble.backends.cpu import BadLogitsError, CpuModel, Sampled, SampleRow, Step
 from nybble.checkpoint import Checkpoint, Tensor
 from nybble.core.errors import CheckpointError, ConfigError
 from nybble.core.tokenizer_source import GgufTokenizer
@@ -114,3 +114,146 @@ def test_needs_a_cache():
     model = CpuModel.load(checkpoint(tiny("qwen-q8_0")), context=64)
     with pytest.raises(ValueError, match="new_cache"):
         model.execute(prefill([1]))
+    with pytest.raises(ValueError, match="new_cache"):
+        model.copy_blocks([(0, 1)])
+
+
+@pytest.mark.parametrize("act", ["int8", "f32"])
+@pytest.mark.parametrize("name", ["llama-k-mix", "gemma-q8_0", "odd-f32"])
+def test_hidden_states_lead_to_the_same_logits(name, act, monkeypatch):
+    monkeypatch.setenv("NYBBLE_ACT", act)
+    spec = tiny(name).spec
+    model = CpuModel.load(checkpoint(tiny(name)), threads=2, context=128)
+    model.new_cache(6)
+    tokens = [i * 7 % spec.vocab_size for i in range(90)]
+    plain = prefill(tokens)
+    logits = model.execute(plain)
+    with pytest.raises(ValueError, match="hidden_rows"):
+        model.hidden()
+    rows = np.array([5, 89, 5, *range(80)], np.int32)
+    few = replace(plain, logit_rows=np.array([89], np.int32), hidden_rows=rows)
+    assert np.array_equal(model.execute(few)[0], logits[89])
+    hidden = model.hidden()
+    assert hidden.shape == (len(rows), spec.hidden_size)
+    assert np.array_equal(hidden[0], hidden[2])
+    targets = np.array([tokens[(row + 1) % 90] for row in rows], np.int32)
+    assert model.score_hidden(hidden, targets, 3) == model.score(logits[rows], targets, 3)
+    none = replace(plain, logit_rows=np.zeros(0, np.int32), hidden_rows=rows[:1])
+    assert model.execute(none).shape == (0, spec.vocab_size)
+    assert np.array_equal(model.hidden(), hidden[:1])
+    weight = tiny(name).weights["embed" if spec.tied_head else "head"]
+    want = hidden[1] @ weight.T * spec.logit_scale
+    if not spec.logit_softcap and act == "f32":
+        np.testing.assert_allclose(logits[89], want, rtol=1e-4, atol=1e-4 * np.abs(want).max())
+
+
+@pytest.mark.parametrize("act", ["int8", "f32"])
+@pytest.mark.parametrize("name", ["qwen-mix", "gemma-f16"])
+def test_copied_blocks_hold_the_same_keys_and_values(name, act, monkeypatch):
+    monkeypatch.setenv("NYBBLE_ACT", act)
+    model = CpuModel.load(checkpoint(tiny(name)), threads=2, context=64)
+    weights = model.memory_bytes
+    model.new_cache(9)
+    assert model.memory_bytes - weights == 9 * model.cache_bytes_per_block
+    tokens = list(range(40))
+    whole = model.execute(prefill(tokens))
+    model.copy_blocks([])
+    model.copy_blocks([(0, 8), (8, 6), (1, 4), (5, 5)])
+
+    def go_on(table: list[int], context: int, token_id: int) -> Step:
+        return Step(
+            token_ids=np.array([token_id], np.int32),
+            cu_seqlens_q=np.array([0, 1], np.int32),
+            context_lens=np.array([context], np.int32),
+            block_tables=np.array([table], np.int32),
+            logit_rows=np.zeros(1, np.int32),
+        )
+
+    assert np.array_equal(model.execute(go_on([8, 4], 31, tokens[31]))[0], whole[31])
+    other = model.execute(go_on([6, 4], 31, tokens[0]))[0]  # writes into the copy
+    assert not np.array_equal(other, whole[31])
+    assert np.array_equal(model.execute(go_on([0, 1, 2], 39, tokens[39]))[0], whole[39])
+    with pytest.raises(ValueError, match=r"pairs\[1\] is 9"):
+        model.copy_blocks([(0, 9)])
+    with pytest.raises(ValueError, match="block ids must fit int32"):
+        model.copy_blocks([(0, 2**40)])
+
+
+@pytest.fixture(scope="module")
+def small() -> CpuModel:
+    return CpuModel.load(checkpoint(tiny("llama-f32")), threads=2, context=64)  # 101 tokens
+
+
+def test_every_field_of_a_row_reaches_the_sampler(small):
+    logits = np.zeros((1, 101), np.float32)
+    logits[0, [10, 20, 30]] = 9, 8, 7
+    only_77 = np.zeros(4, np.uint32)
+    only_77[77 // 32] = 1 << 77 % 32
+    ten, ten_twenty = np.array([10], np.int32), np.array([10, 20, 20, 10, 10], np.int32)
+
+    def greedy(**fields: object) -> int:
+        return small.sample(logits, [SampleRow(temperature=0.0, **fields)])[0].token_id
+
+    assert greedy() == 10
+    assert greedy(allowed_mask=only_77) == 77
+    assert greedy(banned_ids=(10,)) == 20
+    assert greedy(logit_bias=((30, 3.0), (20, 1.5))) == 30
+    assert greedy(repetition_penalty=2.0, prompt_ids=ten) == 20
+    assert greedy(repetition_penalty=2.0, output_ids=ten_twenty) == 30
+    assert greedy(presence_penalty=1.5, output_ids=ten) == 20
+    assert greedy(presence_penalty=1.5, prompt_ids=ten) == 10
+    assert greedy(frequency_penalty=0.9, output_ids=ten_twenty) == 30
+    assert greedy(frequency_penalty=0.9, prompt_ids=ten_twenty) == 10
+    for fields in ({"top_k": 1}, {"top_p": 0.01}, {"min_p": 0.9}):
+        rows = [SampleRow(temperature=5.0, seed=seed, logprobs=None, **fields) for seed in range(50)]
+        assert {one.token_id for one in small.sample(np.repeat(logits, 50, axis=0), rows)} == {10}
+    assert not SampleRow(prompt_ids=ten, output_ids=ten).has_edits
+
+
+def test_ranks_are_given_with_log_probabilities(small):
+    logits = np.arange(101, dtype=np.float32)[None]
+    assert small.sample(logits, [SampleRow(temperature=0.0, banned_ids=(100, 99))])[0].rank == 3
+    assert small.sample(logits, [SampleRow(logprobs=None)])[0].rank is None
+    scored = small.score(logits, [97], 1)[0]
+    assert (scored.rank, scored.top_logprobs[0][0]) == (4, 100)
+    assert small.score(logits, [100])[0] == (scored.top_logprobs[0][1], 1, ())
+
+
+def test_bad_rows_are_named_and_the_others_can_go_on(small):
+    logits = np.zeros((3, 101), np.float32)
+    logits[1, 5] = np.nan
+    nothing = np.zeros(4, np.uint32)
+    rows = [SampleRow(allowed_mask=nothing), SampleRow(), SampleRow(temperature=0.0)]
+    with pytest.raises(BadLogitsError, match=r"logit row 0, 1: it holds NaN or infinity, or every") as caught:
+        small.sample(logits, rows)
+    assert caught.value.rows == (0, 1)
+    assert isinstance(small.sample(logits[2:], rows[2:])[0], Sampled)
+    with pytest.raises(BadLogitsError, match="logit row 1"):
+        small.score(logits, [0, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"top_k": 2**40}, "top_k must fit int32"),
+        ({"seed": -1}, "seed must fit uint64"),
+        ({"banned_ids": (2**31,)}, "banned_ids must fit int32"),
+        ({"banned_ids": (101,)}, r"banned_ids\[0\] is 101"),
+        ({"logit_bias": ((101, 1.0),)}, r"bias_ids\[0\] is 101"),
+        ({"logit_bias": ((1, float("nan")),)}, "bias must be finite"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty must be finite and above 0"),
+        ({"presence_penalty": float("nan")}, "presence_penalty must be finite"),
+        ({"frequency_penalty": 1.0, "output_ids": np.array([-1], np.int32)}, r"output_ids\[0\] is -1"),
+        ({"allowed_mask": np.zeros(3, np.uint32)}, "allowed must have 4 words, not 3"),
+        ({"temperature": float("nan")}, "temperature must be finite"),
+        ({"top_p": 0.0}, "top_p must be above 0"),
+    ],
+)
+def test_refuses_rows_that_do_not_fit(small, fields, message):
+    with pytest.raises(ValueError, match=message):
+        small.sample(np.zeros((1, 101), np.float32), [SampleRow(**fields)])
+
+
+def test_refuses_targets_that_would_be_cut_to_fit(small):
+    with pytest.raises(ValueError, match="target_ids must be an array of int32, not int64"):
+        small.score(np.zeros((1, 101), np.float32), np.array([2**32]))

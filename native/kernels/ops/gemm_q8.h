@@ -1,7 +1,7 @@
 // Integer GEMM of one packed group of 16 output rows with int8 activations: the hot path of every quantised layer.
 // A tile of T tokens keeps its accumulators in registers; each k block's codes and scales are unpacked once for all of
-// them. Per token and k block the operations are the same for every T, so results do not depend on the batch. Then comes a second
-// pass over the few blocks that are refined.
+// them. Per token and k block the operations are the same for every T, so results do not depend on the batch. Then
+// comes a second pass over the few blocks that are refined.
 #pragma once
 
 #include <cstddef>

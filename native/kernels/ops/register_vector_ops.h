@@ -8,6 +8,7 @@
 #include "kernels/ops/quantize.h"
 #include "kernels/ops/roofline_loops.h"
 #include "kernels/ops/rope.h"
+#include "kernels/ops/sampling.h"
 
 namespace nybble::ops {
 
@@ -22,6 +23,10 @@ NYBBLE_INLINE void register_vector_ops(Kernels& table) {
     table.scale = scale<S>;
     table.softcap = softcap<S>;
     table.store_kv = store_kv<S>;
+    table.block_maxima = block_maxima<S>;
+    table.exp_weights = exp_weights<S>;
+    table.exp_sums = exp_sums<S>;
+    table.mask_logits = mask_logits<S>;
     table.int8_peak_loop = int8_peak_loop<S>;
     table.read_loop = read_loop<S>;
 }

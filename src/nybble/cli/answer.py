@@ -12,9 +12,10 @@ from pathlib import Path
 from time import perf_counter
 from types import FrameType
 
+from nybble.core.outputs import FinishReason
 from nybble.core.sampling import SamplingParams
+from nybble.engine.generate import Steps
 from nybble.engine.load import LoadedModel
-from nybble.engine.sequence import FinishReason, KeptPrefix, Steps
 from nybble.evaluate.roofline import Roofline, decode_fraction, measure_roofline, model_cost
 
 
@@ -52,29 +53,30 @@ class Interrupt:
             signal.signal(signal.SIGINT, before)
 
 
-def show_answer(
-    steps: Steps, *, num_prompt_tokens: int, num_cached_tokens: int = 0, interrupt: Interrupt | None = None
-) -> Answer:
+def show_answer(steps: Steps, *, num_prompt_tokens: int, interrupt: Interrupt | None = None) -> Answer:
     """Print the text of a single sequence as it comes and return all of it."""
     pieces: list[str] = []
     reason: FinishReason | None = None
     begin = perf_counter()
     first = last = begin
-    num_new_tokens = 0
-    for events in steps:
-        for event in events:
-            last = perf_counter()
-            num_new_tokens += 1
-            if num_new_tokens == 1:
-                first = last
-            pieces.append(event.text)
-            reason = event.finish_reason
-            print(event.text, end="", flush=True)
-        if interrupt is not None and interrupt.asked:
-            steps.close()
-            break
-    if pieces and not "".join(pieces).endswith("\n"):
-        print(flush=True)
+    num_new_tokens = num_cached_tokens = 0
+    try:
+        for events in steps:
+            for event in events:
+                last = perf_counter()
+                num_new_tokens += 1
+                if num_new_tokens == 1:
+                    first = last
+                    num_cached_tokens = event.num_cached_tokens
+                pieces.append(event.text)
+                reason = event.finish_reason
+                print(event.text, end="", flush=True)
+            if interrupt is not None and interrupt.asked:
+                steps.close()
+                break
+    finally:  # after Ctrl-C, too, the shell's next line is not to begin here
+        if pieces and not "".join(pieces).endswith("\n"):
+            print(flush=True)
     return Answer(
         text="".join(pieces),
         num_prompt_tokens=num_prompt_tokens,
@@ -100,16 +102,6 @@ def note_ending(answer: Answer, params: SamplingParams, context: int) -> None:
             note(f"cut off: the context of {context} tokens is full; --ctx makes it longer")
         else:
             note(f"cut off after {params.max_tokens} tokens; --max-tokens allows more")
-
-
-def cached_tokens(kept: KeptPrefix, prompt: list[int]) -> int:
-    """How many tokens of a prompt an earlier turn has left in the cache."""
-    count = 0
-    for ours, theirs in zip(prompt[:-1], kept.token_ids, strict=False):
-        if ours != theirs:
-            break
-        count += 1
-    return count
 
 
 class Figures:

@@ -7,6 +7,7 @@ token. A name that is not a command, or `--help`, imports them all.
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 from typing import Annotated
@@ -21,6 +22,7 @@ COMMANDS = ("run", "show", "doctor", "bench")
 
 def main() -> None:
     """Run the command line and leave the process."""
+    _prepare_output()
     try:
         _application(sys.argv[1:])()
     except NybbleError as error:
@@ -29,14 +31,13 @@ def main() -> None:
         _fail("there is not enough memory for this; try a smaller model, --ctx or batch", 2)
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenPipeError:
-        _forget_output()
-        sys.exit(1)
+    except OSError as error:
+        _fail_on_system_error(error)
     finally:
         try:
             sys.stdout.flush()
-        except BrokenPipeError:
-            _forget_output()
+        except OSError as error:
+            _fail_on_system_error(error)
 
 
 def _application(arguments: list[str]) -> typer.Typer:
@@ -73,6 +74,17 @@ def _fail(message: str, exit_code: int) -> None:
     sys.exit(exit_code)
 
 
-def _forget_output() -> None:
-    # Whoever read our output has left; without this the interpreter would complain once more while it shuts down.
+def _prepare_output() -> None:
+    if sys.stdout is None:  # closed before we came, by `>&-`
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (it stays open to the end)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character still gets the others
+
+
+def _fail_on_system_error(error: OSError) -> None:
+    # Without this the interpreter would try, and complain, once more while it shuts down.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(error, BrokenPipeError):
+        sys.exit(1)  # whoever read our output has left, which needs no words
+    what = "the output cannot be written" if error.filename is None else f"{error.filename} cannot be used"
+    _fail(f"{what}: {error.strerror or error}", 1)

@@ -1,16 +1,15 @@
-"""The interactive chat: many turns over one cache, so that each turn reads only what is new."""
+"""The interactive chat: many turns over one cache, so that each turn reads little more than what is new."""
 
 from __future__ import annotations
 
 import importlib
 import sys
 
-from nybble.cli.answer import Figures, Interrupt, cached_tokens, note, note_ending, show_answer
-from nybble.cli.prompt import Message, chat_prompt
+from nybble.cli.answer import Figures, Interrupt, note, note_ending, show_answer
+from nybble.cli.prompt import Message, as_text, chat_prompt
 from nybble.core.errors import PromptError
 from nybble.core.sampling import SamplingParams
 from nybble.engine.load import LoadedModel
-from nybble.engine.sequence import KeptPrefix
 
 WELCOME = "Ctrl-C stops an answer, Ctrl-D leaves, /new starts a new conversation."
 
@@ -28,12 +27,11 @@ def chat(
     importlib.import_module("readline")  # gives input() its line editing and history
     note(WELCOME)
     generator = loaded.generator()
-    kept, interrupt, figures = KeptPrefix(), Interrupt(), Figures(loaded, threads)
+    interrupt, figures = Interrupt(), Figures(loaded, threads)
     messages = list(opening)
     while (line := _ask()) is not None:
         if line.strip() == "/new":
             messages = list(opening)
-            generator.drop(kept)
             note("new conversation")
             continue
         if not line.strip():
@@ -41,12 +39,9 @@ def chat(
         asked: list[Message] = [*messages, {"role": "user", "content": line}]
         token_ids = chat_prompt(loaded, asked)
         try:
-            num_cached = cached_tokens(kept, token_ids)
             with interrupt.listen():
-                steps = generator.generate([token_ids], params, keep=kept)
-                answer = show_answer(
-                    steps, num_prompt_tokens=len(token_ids), num_cached_tokens=num_cached, interrupt=interrupt
-                )
+                steps = generator.generate([token_ids], params)
+                answer = show_answer(steps, num_prompt_tokens=len(token_ids), interrupt=interrupt)
         except PromptError:
             note(
                 f"the conversation has {len(token_ids)} tokens now and the context holds {loaded.context}: your last "
@@ -64,7 +59,9 @@ def _ask() -> str | None:
     """The user's next message; None at the end of the input. Ctrl-C drops the line that was begun."""
     while True:
         try:
-            return input(">>> ")
+            return as_text(input(">>> "))
+        except PromptError as error:
+            note(str(error))
         except KeyboardInterrupt:
             print()
         except EOFError:

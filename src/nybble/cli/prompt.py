@@ -2,11 +2,47 @@
 
 from __future__ import annotations
 
-from nybble.core.errors import TokenizerError
+import sys
+
+from nybble.core.errors import PromptError, TokenizerError
 from nybble.engine.load import LoadedModel
-from nybble.tokenizer import ChatTemplate
+from nybble.tokenizer import ChatTemplate, render_to_ids
 
 Message = dict[str, str]  # role, content
+_NOT_TEXT = "the prompt is not UTF-8 text: convert it, or check which file was piped in"
+
+
+def given_prompt(argument: str | None) -> str | None:
+    """The prompt from the command line or from a pipe; None if there is neither, so that a chat is wanted.
+
+    Raises:
+        PromptError: it is empty, or not text.
+    """
+    if argument == "":
+        raise PromptError("the prompt is empty: write one after the model")
+    if argument is not None:
+        return as_text(argument)
+    if sys.stdin is not None and sys.stdin.isatty():
+        return None
+    try:
+        text = "" if sys.stdin is None else as_text(sys.stdin.read())
+    except UnicodeDecodeError as error:
+        raise PromptError(_NOT_TEXT) from error
+    if not text.strip():
+        raise PromptError("standard input is empty: pipe a prompt into it, or write one after the model")
+    return text
+
+
+def as_text(written: str) -> str:
+    """What a user wrote, read as UTF-8 whatever the locale says.
+
+    Raises:
+        PromptError: it is something else.
+    """
+    try:
+        return written.encode("utf-8", "surrogateescape").decode("utf-8")
+    except UnicodeError as error:
+        raise PromptError(_NOT_TEXT) from error
 
 
 def raw_prompt(loaded: LoadedModel, text: str) -> list[int]:
@@ -28,8 +64,6 @@ def chat_prompt(loaded: LoadedModel, messages: list[Message]) -> list[int]:
         )
     tokenizer = loaded.tokenizer
     template = ChatTemplate(source, bos_token=tokenizer.bos_token or "", eos_token=tokenizer.eos_token or "")
-    token_ids = tokenizer.encode(template.render(messages), add_special=False, parse_special=True)
-    bos = loaded.checkpoint.bos_token_id
-    if loaded.checkpoint.add_bos and bos is not None and token_ids[:1] != [bos]:
-        token_ids = [bos, *token_ids]  # templates differ in whether they write it
-    return token_ids
+    checkpoint = loaded.checkpoint
+    bos_token_id = checkpoint.bos_token_id if checkpoint.add_bos else None  # templates differ in whether they write it
+    return render_to_ids(template, tokenizer, messages, bos_token_id=bos_token_id)

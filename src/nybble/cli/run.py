@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
@@ -10,11 +9,11 @@ import typer
 from nybble.cli.answer import Figures, note, note_ending, show_answer
 from nybble.cli.chat import chat
 from nybble.cli.options import ModelArgument, ThreadsOption, local_path
-from nybble.cli.prompt import chat_prompt, raw_prompt
+from nybble.cli.prompt import as_text, chat_prompt, given_prompt, raw_prompt
 from nybble.core.errors import ConfigError
 from nybble.core.sampling import SamplingParams
-from nybble.engine.generate import blocks_for
 from nybble.engine.load import load_model
+from nybble.engine.scheduler import blocks_for
 
 
 def run(
@@ -45,11 +44,12 @@ def run(
     )
     if raw and system is not None:
         raise ConfigError("--system needs the chat template, which --raw leaves out: give only one of them")
-    if prompt is None and not sys.stdin.isatty():
-        prompt = sys.stdin.read()
+    path = local_path(model)
+    prompt = given_prompt(prompt)
+    system = None if system is None else as_text(system)
     if prompt is None and raw:
         raise ConfigError("a chat needs the chat template, which --raw leaves out: give a prompt with --raw")
-    loaded = load_model(local_path(model), threads=threads, context=ctx)
+    loaded = load_model(path, threads=threads, context=ctx)
     if prompt is None:
         chat(loaded, params, system=system, threads=threads, verbose=verbose)
         return

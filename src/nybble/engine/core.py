@@ -2,54 +2,21 @@
 
 from __future__ import annotations
 
-import secrets
 import time
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
-from nybble.backends.cpu import BadLogitsError, Sampled, SampleRow, Scored, Step
+from nybble.backends.cpu import BadLogitsError, Sampled, SampleRow, Step
 from nybble.cache.block_pool import BlockPool
-from nybble.core.errors import ConfigError, NybbleError, PromptError
+from nybble.core.errors import ConfigError, NybbleError
 from nybble.core.outputs import FinishReason, RequestOutput
-from nybble.core.sampling import MAX_SEED, SamplingParams, StructuredOutputsParams
-from nybble.engine.request import Matcher, Pooling, Request, Sequence
-from nybble.engine.rows import DrawRules
+from nybble.core.sampling import SamplingParams
+from nybble.engine.model import EngineModel, EngineTokenizer, Floats
+from nybble.engine.prepare import Compiler, Limits, RequestMaker
+from nybble.engine.request import Pooling, Request, Sequence
 from nybble.engine.scheduler import Scheduled, Scheduler, blocks_for
 from nybble.engine.tell import position_logprobs, request_output
-from nybble.engine.text import Detokenizer, TextStream
-
-Floats = npt.NDArray[np.float32]
-Compiler = Callable[[StructuredOutputsParams], Matcher]
-
-
-class EngineModel(Protocol):
-    """One decoder with its cache, on some hardware."""
-
-    def new_cache(self, num_blocks: int) -> None: ...
-
-    def execute(self, step: Step) -> Floats: ...
-
-    def hidden(self) -> Floats: ...
-
-    def sample(self, logits: Floats, params: list[SampleRow]) -> list[Sampled]: ...
-
-    def score_hidden(self, hidden: Floats, target_ids: list[int], top: int = 0) -> list[Scored]: ...
-
-    def copy_blocks(self, pairs: list[tuple[int, int]]) -> None: ...
-
-
-class EngineTokenizer(Protocol):
-    """What turns tokens into text, and words into tokens."""
-
-    def encode(self, text: str, *, add_special: bool) -> list[int]: ...
-
-    def decode(self, token_ids: Iterable[int], *, skip_special: bool = True) -> str: ...
-
-    def stream(self, *, skip_special: bool = True) -> Detokenizer: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +63,16 @@ class EngineCore:
         if context < 1:
             raise ConfigError(f"the context must hold at least one token, not {context}")
         self.context = context
-        self.vocab_size = vocab_size
         self.eos_token_ids = eos_token_ids
         self._model = model
         self._tokenizer = tokenizer
-        self._compile = compile_grammar
-        self._max_num_seqs = max_num_seqs
-        self._seeds = None if seed is None else np.random.default_rng(seed)
+        self._maker = RequestMaker(
+            Limits(context, vocab_size, num_blocks, max_num_seqs),
+            tokenizer=tokenizer,
+            eos_token_ids=eos_token_ids,
+            compile_grammar=compile_grammar,
+            seed=seed,
+        )
         self.pool = BlockPool(num_blocks)
         self._scheduler = Scheduler(
             self.pool,
@@ -112,7 +82,6 @@ class EngineCore:
             enable_prefix_caching=enable_prefix_caching,
         )
         self._requests: dict[str, Request] = {}
-        self._rules: dict[str, DrawRules] = {}
         self._ended: list[Request] = []  # between steps, by abort()
         self._arrivals = 0
         self._prompt_tokens = 0
@@ -131,25 +100,14 @@ class EngineCore:
         priority: int = 0,
         cache_salt: str | None = None,
         pooling: Pooling | None = None,
-    ) -> tuple[Request, DrawRules]:
+    ) -> Request:
         """Check a request, and prepare what takes time. Safe on any thread.
 
         Raises:
             PromptError: the prompt is empty or too long, or holds an unknown token.
             ConfigError: a parameter does not fit this model.
         """
-        self._check_prompt(prompt_token_ids, params, pooling)
-        if params.n > self._max_num_seqs:
-            raise ConfigError(f"n is {params.n}, but at most {self._max_num_seqs} sequences run at once")
-        tokenizer = self._tokenizer
-        encode = None if tokenizer is None else lambda text: tokenizer.encode(text, add_special=False)
-        rules = DrawRules(params, vocab_size=self.vocab_size, eos_token_ids=self.eos_token_ids, encode=encode)
-        matcher = None
-        if params.structured_outputs is not None:
-            if self._compile is None:
-                raise ConfigError("this engine was started without structured outputs")
-            matcher = self._compile(params.structured_outputs)
-        request = Request(
+        return self._maker.make(
             request_id,
             prompt_token_ids,
             params,
@@ -158,35 +116,18 @@ class EngineCore:
             cache_salt=cache_salt,
             pooling=pooling,
         )
-        longest = self.context if params.max_tokens is None else len(prompt_token_ids) + params.max_tokens
-        seed = self._fresh_seed() if params.seed is None else params.seed
-        for index in range(1 if pooling else params.n):
-            request.sequences.append(
-                Sequence(
-                    request,
-                    index,
-                    (seed + index) & MAX_SEED,
-                    list(prompt_token_ids),
-                    self._text_stream(params),
-                    min(longest, self.context),
-                    matcher if index == 0 or matcher is None else matcher.fork(),
-                )
-            )
-        return request, rules
 
-    def add_request(self, prepared: tuple[Request, DrawRules]) -> None:
+    def add_request(self, request: Request) -> None:
         """Queue what make_request gave.
 
         Raises:
             ConfigError: a request with this id is under way.
         """
-        request, rules = prepared
         if request.request_id in self._requests:
             raise ConfigError(f"a request with the id {request.request_id!r} is already under way")
         request.arrival = self._arrivals
         self._arrivals += 1
         self._requests[request.request_id] = request
-        self._rules[request.request_id] = rules
         self._scheduler.add(request.sequences[0])
 
     def abort(self, request_id: str) -> None:
@@ -354,7 +295,7 @@ class EngineCore:
             if sequence.finish_reason is not None:
                 continue  # failed in this very step
             try:
-                rows.append(self._rules[sequence.request.request_id].row(sequence))
+                rows.append(sequence.request.rules.row(sequence))
                 kept.append(index)
             except NybbleError as error:  # the grammar of this request
                 self._fail(sequence.request, error)
@@ -426,42 +367,11 @@ class EngineCore:
     def _forget(self, request: Request) -> None:
         request.metrics.finished_time = request.metrics.finished_time or time.monotonic()
         self._requests.pop(request.request_id, None)
-        self._rules.pop(request.request_id, None)
 
     # ---- small things ----
 
-    def _check_prompt(self, prompt: list[int], params: SamplingParams, pooling: Pooling | None) -> None:
-        if not prompt:
-            raise PromptError("the prompt is empty: give at least one token")
-        for token_id in prompt:
-            if not 0 <= token_id < self.vocab_size:
-                raise PromptError(f"the prompt holds {token_id}, which is not a token id (0 to {self.vocab_size - 1})")
-        room = 0 if pooling else 1
-        if len(prompt) + room > self.context:
-            raise PromptError(
-                f"the prompt has {len(prompt)} tokens and the context holds {self.context}, which leaves no room "
-                "for an answer: shorten the prompt or ask for a larger context"
-            )
-        longest = len(prompt) if pooling else self.context
-        if not pooling and params.max_tokens is not None:
-            longest = min(len(prompt) + params.max_tokens, self.context)
-        if blocks_for(longest) > self.pool.num_blocks:
-            raise PromptError(
-                f"{len(prompt)} prompt tokens and up to {longest - len(prompt)} new ones need {blocks_for(longest)} cache "
-                f"blocks, there are {self.pool.num_blocks}: shorten the prompt or lower max_tokens"
-            )
-
-    def _text_stream(self, params: SamplingParams) -> TextStream:
-        detokenizer = None
-        if self._tokenizer is not None and params.detokenize:
-            detokenizer = self._tokenizer.stream(skip_special=params.skip_special_tokens)
-        return TextStream(detokenizer, params.stop_strings, include_stop=params.include_stop_str_in_output)
-
     def _token_text(self, token_id: int) -> str | None:
         return None if self._tokenizer is None else self._tokenizer.decode([token_id], skip_special=False)
-
-    def _fresh_seed(self) -> int:
-        return secrets.randbits(64) if self._seeds is None else int(self._seeds.integers(0, MAX_SEED, dtype=np.uint64))
 
 
 def _hidden_wanted(sequence: Sequence, begin: int, num_tokens: int) -> tuple[int, int]:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Event, Thread
 
 from nybble.backends.cpu import CpuModel
-from nybble.checkpoint import Checkpoint, open_checkpoint
+from nybble.checkpoint import Checkpoint, Tensor, open_checkpoint
 from nybble.core.errors import ConfigError
+from nybble.engine.core import EngineCore
 from nybble.engine.generate import Generator
+from nybble.engine.scheduler import blocks_for
 from nybble.tokenizer import Tokenizer, load_tokenizer
 from nybble.tokenizer.tokenizer import check_vocab
 
 DEFAULT_CONTEXT = 8192  # the model's own context may be far longer than the memory for it
+_GIVE_BACK_SECONDS = 0.02
 
 
 @dataclass(slots=True)
@@ -30,18 +36,25 @@ class LoadedModel:
         """The tokens that end an answer, as the file and its tokenizer name them."""
         return frozenset(self.checkpoint.eos_token_ids) | frozenset(self.tokenizer.eos_token_ids)
 
-    def generator(self, *, num_blocks: int | None = None) -> Generator:
-        """A loop over this model; a cache of `num_blocks` blocks, or what the context needs.
+    def generator(
+        self, *, num_blocks: int | None = None, max_num_seqs: int = 64, enable_prefix_caching: bool = True
+    ) -> Generator:
+        """An engine of its own over this model; a cache of `num_blocks` blocks, or what the context needs.
 
         Raises:
             ConfigError: there is no memory for the cache.
         """
         return Generator(
-            self.model,
-            self.tokenizer,
-            context=self.context,
-            eos_token_ids=self.eos_token_ids,
-            num_blocks=num_blocks,
+            EngineCore(
+                self.model,
+                self.tokenizer,
+                context=self.context,
+                vocab_size=self.checkpoint.spec.vocab_size,
+                num_blocks=blocks_for(self.context) if num_blocks is None else num_blocks,
+                eos_token_ids=self.eos_token_ids,
+                max_num_seqs=max_num_seqs,
+                enable_prefix_caching=enable_prefix_caching,
+            )
         )
 
 
@@ -70,8 +83,65 @@ def load_model(path: Path, *, threads: int | None = None, context: int | None = 
     """
     checkpoint = open_checkpoint(path)
     chosen = choose_context(context, checkpoint.spec.context_length)
-    with ThreadPoolExecutor(1, "load-weights") as executor:
-        weights = executor.submit(CpuModel.load, checkpoint, threads=threads, context=chosen)
+    stop = Event()  # an error or Ctrl-C does not wait until all weights are packed
+    stoppable = replace(checkpoint, tensors=_UntilStopped(checkpoint.tensors, stop))
+    with _pages_given_back(checkpoint), ThreadPoolExecutor(1, "load-weights") as executor, _set_on_error(stop):
+        weights = executor.submit(CpuModel.load, stoppable, threads=threads, context=chosen)
         tokenizer = load_tokenizer(checkpoint.tokenizer)
         check_vocab(tokenizer, checkpoint.spec.vocab_size)
         return LoadedModel(checkpoint, weights.result(), tokenizer, chosen)
+
+
+class _UntilStopped(Mapping[str, Tensor]):
+    """Tensors that end with an error when nobody wants the rest any more."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], stop: Event) -> None:
+        self._tensors = tensors
+        self._stop = stop
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[name]
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def __iter__(self) -> Iterator[str]:
+        for name in self._tensors:
+            if self._stop.is_set():
+                raise RuntimeError("loading was stopped")
+            yield name
+
+
+@contextmanager
+def _set_on_error(event: Event) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        event.set()
+        raise
+
+
+@contextmanager
+def _pages_given_back(checkpoint: Checkpoint) -> Iterator[None]:
+    """Give the pages of the files back while they are read, and in the end all of them.
+
+    What has been packed counts as memory until it is given back. Tensor by tensor would be too late, because the
+    embedding of a large vocabulary is most of a small model. A page that is still in use comes back from the system's
+    cache in a microsecond.
+    """
+    done = Event()
+
+    def give_back() -> None:
+        while not done.wait(_GIVE_BACK_SECONDS):
+            for file in checkpoint.files:
+                file.release()
+
+    thread = Thread(target=give_back, name="give-back-pages", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        for file in checkpoint.files:
+            file.release()

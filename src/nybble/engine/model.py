@@ -2,29 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from nybble.backends.cpu import Sampled, SampleRow, Step
+from nybble.backends.cpu import Sampled, SampleRow, Scored, Step
 from nybble.engine.text import Detokenizer
+
+Floats = npt.NDArray[np.float32]
 
 
 class Model(Protocol):
-    """One decoder with its cache, on some hardware."""
+    """A decoder that runs steps over a paged cache."""
 
     def new_cache(self, num_blocks: int) -> None:
         """Make room for so many blocks; what an earlier cache held is gone."""
 
-    def execute(self, step: Step) -> npt.NDArray[np.float32]:
+    def execute(self, step: Step) -> Floats:
         """Run a ragged step; the logits of the rows that it asks for."""
 
-    def sample(self, logits: npt.NDArray[np.float32], params: list[SampleRow]) -> list[Sampled]:
-        """Draw one token from each row of logits."""
+
+class EngineModel(Model, Protocol):
+    """What serving needs beyond that."""
+
+    def hidden(self) -> Floats:
+        """The hidden states that the last step asked for."""
+
+    def sample(self, logits: Floats, params: list[SampleRow]) -> list[Sampled]:
+        """Draw one token from each row of logits; BadLogitsError names the rows that allow none."""
+
+    def score_hidden(self, hidden: Floats, target_ids: list[int], top: int = 0) -> list[Scored]:
+        """What the model thinks of the given tokens after these hidden states."""
+
+    def copy_blocks(self, pairs: list[tuple[int, int]]) -> None:
+        """Copy blocks of the cache, (from, to), in all layers."""
 
 
-class Tokenizer(Protocol):
-    """Only what turns tokens into text."""
+class EngineTokenizer(Protocol):
+    """What turns tokens into text, and words into tokens. Safe on any thread."""
 
-    def stream(self) -> Detokenizer: ...
+    def encode(self, text: str, *, add_special: bool) -> list[int]: ...
+
+    def decode(self, token_ids: Iterable[int], *, skip_special: bool = True) -> str: ...
+
+    def stream(self, *, skip_special: bool = True) -> Detokenizer: ...

@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from nybble.backends.cpu import SampleRow
 from nybble.cache.block_pool import BLOCK_SIZE, block_hash, root_hash
 from nybble.core.outputs import FinishReason, PositionLogprobs, RequestMetrics
 from nybble.core.sampling import SamplingParams
@@ -27,6 +28,12 @@ class Matcher(Protocol):
     def is_finished(self) -> bool: ...
 
     def fork(self) -> Matcher: ...
+
+
+class Rules(Protocol):
+    """How tokens are drawn: see nybble.engine.rows."""
+
+    def row(self, sequence: Sequence) -> SampleRow: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -85,6 +92,7 @@ class Request:
     request_id: str
     prompt_token_ids: list[int]
     params: SamplingParams
+    rules: Rules
     prompt: str | None = None
     priority: int = 0  # the lower, the earlier
     cache_salt: str | None = None

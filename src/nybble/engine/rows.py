@@ -49,7 +49,9 @@ class DrawRules:
         """How the next token of the sequence is drawn."""
         params = self.params
         count = sequence.num_output_tokens
-        banned = self._ends if count < params.min_tokens else ()
+        # A text that is complete for its grammar ends, however short it is.
+        complete = sequence.matcher is not None and sequence.matcher.is_finished()
+        banned = self._ends if count < params.min_tokens and not complete else ()
         if self._bad:
             banned += self._banned_words(sequence)
         prompt_ids = output_ids = None

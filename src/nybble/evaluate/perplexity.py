@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from nybble.core.errors import ConfigError
-from nybble.engine.generate import blocks_for
 from nybble.engine.model import Model
+from nybble.engine.scheduler import blocks_for
 from nybble.evaluate.windows import split_windows, window_logits
 
 _ROWS = 32  # converted to float64 at once

@@ -16,8 +16,9 @@ from time import perf_counter
 from nybble import __version__
 from nybble.core.errors import ConfigError
 from nybble.core.sampling import SamplingParams
-from nybble.engine.generate import PREFILL_TOKENS, Generator, blocks_for
+from nybble.engine.generate import Generator
 from nybble.engine.load import LoadedModel
+from nybble.engine.scheduler import PREFILL_BESIDE_DECODE, blocks_for
 from nybble.evaluate.roofline import ModelCost, Roofline, decode_fraction, model_cost, prefill_fraction
 
 METRICS_VERSION = 1  # goes up when a figure changes its meaning
@@ -97,7 +98,11 @@ def measure(
         if test.context > loaded.context:
             raise ConfigError(f"{test.name} needs a context of {test.context} tokens, the model has {loaded.context}")
     most_blocks = max(test.batch * blocks_for(test.context) for test in tests)
-    generator = loaded.generator(num_blocks=most_blocks)
+    most_sequences = max(test.batch for test in tests)
+    # The prompts of a test are the same in every round: they must be computed each time.
+    generator = loaded.generator(
+        num_blocks=most_blocks, max_num_seqs=max(most_sequences, 2), enable_prefix_caching=False
+    )
     vocab_size = loaded.checkpoint.spec.vocab_size
     seconds: dict[str, list[float]] = {test.name: [] for test in tests}
     _seconds_of(generator, SpeedTest("tg", 4, 1), vocab_size)  # threads awake, pages of the cache touched
@@ -126,8 +131,8 @@ def report(loaded: LoadedModel, name: str, roofline: Roofline, results: list[Spe
 def _decode_budget(test: SpeedTest) -> int:
     # The first sequences generate while the prompts of the last are still read; what they generate then is not timed,
     # but they must not run out of tokens.
-    prefill_steps = -(-test.batch * DECODE_PROMPT_TOKENS // PREFILL_TOKENS)
-    return test.num_tokens + prefill_steps + 1
+    prefill_steps = -(-test.batch * DECODE_PROMPT_TOKENS // (PREFILL_BESIDE_DECODE - test.batch))
+    return test.num_tokens + prefill_steps + 2
 
 
 def _seconds_of(generator: Generator, test: SpeedTest, vocab_size: int) -> float:

@@ -9,8 +9,8 @@ import numpy.typing as npt
 
 from nybble.backends.cpu import Step
 from nybble.core.errors import ConfigError
-from nybble.engine.generate import blocks_for
 from nybble.engine.model import Model
+from nybble.engine.scheduler import blocks_for
 
 STEP_TOKENS = 128  # bounds the logits that are held at once: 128 rows of a large vocabulary are 130 MB
 

@@ -6,16 +6,18 @@ is made, so memory stays within a small multiple of the header that is really th
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from nybble.core.errors import CheckpointError
 from nybble.formats.mapping import MappedFile
+from nybble.formats.string_array import StringArray, find_ends
 from nybble.quant.formats import QuantFormat, by_ggml_type
 
 _SCALARS = {
@@ -35,7 +37,7 @@ _STRING, _ARRAY = 8, 9
 _MAX_DEPTH = 4  # arrays inside arrays
 _MAX_KEY_BYTES = 1 << 16  # the specification's limit
 _MAX_NAME_BYTES = 256  # of a tensor; the specification allows 64
-_LENGTH = struct.Struct("<Q")
+_LONGEST_LIST = 1 << 12  # numbers that describe layers come as lists, those that describe tokens as numpy arrays
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,10 @@ class GgufTensor:
 
 
 class GgufFile:
-    """The metadata and tensors of one file. Raises CheckpointError if anything about it is wrong."""
+    """The metadata and tensors of one file. Raises CheckpointError if anything about it is wrong.
+
+    metadata: an array is a list, or where it can be long a StringArray or a numpy array, which are far smaller.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -97,22 +102,17 @@ class _Reader:
             raise self.bad(f"{what} is {length} bytes long, more than {limit}")
         return str(self.take(length, what), "utf-8", "replace")
 
-    def strings(self, count: int, what: str) -> list[str]:
-        """Many strings: a vocabulary has hundreds of thousands, so this loop does nothing that it need not."""
+    def strings(self, count: int, what: str) -> StringArray:
+        """Many strings: a vocabulary has hundreds of thousands, so they are not made here."""
         if count * 8 > self.left:
             raise self.bad(f"{what} claims {count} strings but only {self.left} bytes are left")
-        view, at, size, length_at = self.view, self.at, len(self.view), _LENGTH.unpack_from
-        found: list[str] = []
-        for _ in range(count):
-            if at + 8 > size:
-                raise self.bad(f"{what} ends after {len(found)} of {count} strings")
-            begin = at + 8
-            at = begin + length_at(view, at)[0]
-            if at > size:
-                raise self.bad(f"{what}: string {len(found)} passes the end of the file")
-            found.append(str(view[begin:at], "utf-8", "replace"))
-        self.at = at
-        return found
+        ends = find_ends(self.view, self.at, count)
+        if len(ends) < count:
+            raise self.bad(f"{what}: string {len(ends)} of {count} passes the end of the file")
+        end = int(ends[-1]) if count else self.at
+        strings = StringArray(self.view[self.at : end], ends - self.at)
+        self.at = end
+        return strings
 
     def value(self, kind: int, what: str) -> object:
         if kind == _STRING:
@@ -121,17 +121,16 @@ class _Reader:
             return self.array(what, depth=1)
         if kind not in _SCALARS:
             raise self.bad(f"{what} has the unknown type {kind}")
-        return self.scalars(kind, 1, what)[0]
+        return self.scalars(kind, 1, what).item()
 
-    def scalars(self, kind: int, count: int, what: str) -> list[object]:
+    def scalars(self, kind: int, count: int, what: str) -> npt.NDArray[Any]:
         dtype = np.dtype(_SCALARS[kind])
-        values: list[object] = np.frombuffer(self.take(count * dtype.itemsize, what), dtype).tolist()
-        return values
+        return np.frombuffer(self.take(count * dtype.itemsize, what), dtype)
 
-    def array(self, what: str, depth: int) -> list[object]:
+    def array(self, what: str, depth: int) -> object:
         kind, count = self.u32(what), self.u64(what)
         if kind == _STRING:
-            return list(self.strings(count, what))
+            return self.strings(count, what)
         if kind == _ARRAY:
             if depth >= _MAX_DEPTH:
                 raise self.bad(f"{what} nests arrays more than {_MAX_DEPTH} deep")
@@ -140,7 +139,9 @@ class _Reader:
             return [self.array(what, depth + 1) for _ in range(count)]
         if kind not in _SCALARS:
             raise self.bad(f"{what} has elements of the unknown type {kind}")
-        return self.scalars(kind, count, what)
+        numbers = self.scalars(kind, count, what)
+        # As Python objects, the scores of a vocabulary would take eight times their size.
+        return numbers.tolist() if count <= _LONGEST_LIST else numbers.copy()
 
 
 def _read_header(reader: _Reader) -> tuple[int, int]:

@@ -23,12 +23,12 @@ class MappedFile:
         self.view = memoryview(self._map)
         self.size = len(self._map)
 
-    def release(self, begin: int, end: int) -> None:
+    def release(self, begin: int = 0, end: int | None = None) -> None:
         """Give the whole pages inside [begin, end) back to the system; they come back from the file when read again."""
         begin = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE
-        length = end // mmap.PAGESIZE * mmap.PAGESIZE - begin
-        if length > 0 and hasattr(mmap, "MADV_DONTNEED"):
-            self._map.madvise(mmap.MADV_DONTNEED, begin, length)
+        end = self.size if end is None else end // mmap.PAGESIZE * mmap.PAGESIZE
+        if end > begin and hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED, begin, end - begin)
 
     def close(self) -> None:
         """Unmap the file; views of it must be gone. Those that are not keep it open."""

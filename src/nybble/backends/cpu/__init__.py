@@ -2,12 +2,14 @@
 
 from nybble.backends.cpu.machine import best_isa, default_threads, measure_int8_gops, measure_read_gb_s
 from nybble.backends.cpu.model import CpuModel
-from nybble.backends.cpu.step import Sampled, SampleRow, Step
+from nybble.backends.cpu.step import BadLogitsError, Sampled, SampleRow, Scored, Step
 
 __all__ = [
+    "BadLogitsError",
     "CpuModel",
     "SampleRow",
     "Sampled",
+    "Scored",
     "Step",
     "best_isa",
     "default_threads",

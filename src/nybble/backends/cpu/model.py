@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
 from nybble import _native
 from nybble.backends.cpu.machine import chosen_isa, chosen_threads
-from nybble.backends.cpu.step import Sampled, SampleRow, Step
+from nybble.backends.cpu.sampling import checked_array, sample, score
+from nybble.backends.cpu.step import Sampled, SampleRow, Scored, Step
 from nybble.checkpoint import Checkpoint, Tensor
 from nybble.core import env
 from nybble.core.errors import CheckpointError, ConfigError
@@ -21,6 +24,7 @@ class CpuModel:
     def __init__(self, native: _native.Model) -> None:
         self._native = native
         self._cache: _native.KvCache | None = None
+        self._hidden: npt.NDArray[np.float32] | None = None
 
     @classmethod
     def load(cls, checkpoint: Checkpoint, *, threads: int | None = None, context: int) -> CpuModel:
@@ -60,6 +64,11 @@ class CpuModel:
         """Bytes of the packed weights and of the cache. A cache takes real memory only where it was written."""
         return self._native.weight_bytes + (self._cache.nbytes if self._cache else 0)
 
+    @property
+    def cache_bytes_per_block(self) -> int:
+        """Bytes of the keys and values of 16 tokens, in all layers together."""
+        return self._native.cache_bytes_per_block
+
     def new_cache(self, num_blocks: int) -> None:
         """Make room for the keys and values of so many blocks of 16 tokens; an earlier cache is gone.
 
@@ -80,34 +89,73 @@ class CpuModel:
         Raises:
             ValueError: the step does not hold together.
         """
-        if self._cache is None:
-            raise ValueError("the model has no cache: call new_cache first")
-        return self._native.execute(
-            self._cache,
-            _int32(step.token_ids),
-            _int32(step.cu_seqlens_q),
-            _int32(step.context_lens),
-            _int32(step.block_tables),
-            _int32(step.logit_rows),
+        cache = self._needed_cache()
+        self._hidden = None
+        arrays = (step.token_ids, step.cu_seqlens_q, step.context_lens, step.block_tables, step.logit_rows)
+        token_ids, cu_seqlens_q, context_lens, block_tables, logit_rows = map(_int32, arrays)
+        if step.hidden_rows is None or not len(step.hidden_rows):
+            return self._native.execute(cache, token_ids, cu_seqlens_q, context_lens, block_tables, logit_rows)
+        logits, self._hidden = self._native.execute(
+            cache, token_ids, cu_seqlens_q, context_lens, block_tables, logit_rows, _int32(step.hidden_rows)
         )
+        return logits
 
-    def sample(self, logits: npt.NDArray[np.float32], params: list[SampleRow]) -> list[Sampled]:
+    def hidden(self) -> npt.NDArray[np.float32]:
+        """The final-normed hidden states [hidden_rows, hidden_size] of the last step.
+
+        Raises:
+            ValueError: the last step asked for none, or failed.
+        """
+        if self._hidden is None:
+            raise ValueError("the last step asked for no hidden states: name them in Step.hidden_rows")
+        return self._hidden
+
+    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy whole blocks of the cache, in all layers: each pair is (from, to), one after the other.
+
+        Raises:
+            ValueError: there is no cache, or it has no such block.
+        """
+        cache = self._needed_cache()
+        self._native.copy_blocks(cache, checked_array(pairs, np.int32, "block ids").reshape(-1, 2))
+
+    def sample(self, logits: npt.NDArray[np.float32], params: Sequence[SampleRow]) -> list[Sampled]:
         """Draw one token from each row of logits.
 
         Raises:
-            ValueError: a row holds NaN, or a parameter is out of range.
+            BadLogitsError: no token can be drawn from some rows, which it names.
+            ValueError: a parameter is out of range.
         """
-        drawn = self._native.sample(
-            np.ascontiguousarray(logits, np.float32),
-            temperature=np.array([row.temperature for row in params], np.float32),
-            top_k=np.array([row.top_k for row in params], np.int32),
-            top_p=np.array([row.top_p for row in params], np.float32),
-            min_p=np.array([row.min_p for row in params], np.float32),
-            seed=np.array([row.seed for row in params], np.uint64),
-            position=np.array([row.position for row in params], np.uint64),
-            top_logprobs=np.array([-1 if row.logprobs is None else row.logprobs for row in params], np.int32),
-        )
-        return [Sampled(token_id, logprob, tuple(top)) for token_id, logprob, top in drawn]
+        return sample(self._native, logits, params)
+
+    def score(
+        self, logits: npt.NDArray[np.float32], target_ids: Sequence[int] | npt.NDArray[np.int32], top: int = 0
+    ) -> list[Scored]:
+        """What the model thinks of target_ids[i] where it gives logits[i], with the `top` likeliest tokens.
+
+        Raises:
+            BadLogitsError: some rows hold NaN or infinity.
+            ValueError: an id is out of range, or there is not one for each row.
+        """
+        return score(self._native.score, logits, target_ids, top)
+
+    def score_hidden(
+        self, hidden: npt.NDArray[np.float32], target_ids: Sequence[int] | npt.NDArray[np.int32], top: int = 0
+    ) -> list[Scored]:
+        """`score` of the logits that follow from hidden states, the same to the bit.
+
+        A long prompt takes [tokens, hidden_size] floats this way; its logits would take [tokens, vocab_size].
+
+        Raises:
+            BadLogitsError: some rows hold NaN or infinity.
+            ValueError: an id is out of range, or there is not one for each row.
+        """
+        return score(self._native.score_hidden, hidden, target_ids, top)
+
+    def _needed_cache(self) -> _native.KvCache:
+        if self._cache is None:
+            raise ValueError("the model has no cache: call new_cache first")
+        return self._cache
 
 
 def _int32(array: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:

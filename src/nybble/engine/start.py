@@ -1,0 +1,56 @@
+"""From a model on disk to an engine that is ready for requests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nybble.core.sampling import StructuredOutputsParams
+from nybble.engine.core import EngineCore
+from nybble.engine.grammar import GrammarCompiler
+from nybble.engine.load import LoadedModel, load_model
+from nybble.engine.options import EngineOptions, cache_blocks
+from nybble.engine.prepare import Compiler
+from nybble.engine.request import Matcher
+
+
+def start_engine(path: Path, options: EngineOptions) -> tuple[LoadedModel, EngineCore]:
+    """Load a model and make its engine.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or not supported.
+        TokenizerError: its tokenizer is, or does not belong to it.
+        ConfigError: an option cannot be used, or there is no memory for the cache.
+    """
+    loaded = load_model(path, threads=options.threads, context=options.max_model_len)
+    return loaded, engine_for(loaded, options)
+
+
+def engine_for(loaded: LoadedModel, options: EngineOptions) -> EngineCore:
+    """The engine of a model that is loaded already.
+
+    Raises:
+        ConfigError: there is no memory for the cache.
+    """
+    blocks = cache_blocks(options, context=loaded.context, bytes_per_block=loaded.model.cache_bytes_per_block)
+    return EngineCore(
+        loaded.model,
+        loaded.tokenizer,
+        context=loaded.context,
+        vocab_size=loaded.checkpoint.spec.vocab_size,
+        num_blocks=blocks,
+        eos_token_ids=loaded.eos_token_ids,
+        max_num_seqs=options.max_num_seqs,
+        max_num_batched_tokens=options.max_num_batched_tokens,
+        enable_prefix_caching=options.enable_prefix_caching,
+        seed=options.seed,
+        compile_grammar=_compiler(loaded),
+    )
+
+
+def _compiler(loaded: LoadedModel) -> Compiler:
+    compiler = GrammarCompiler(loaded.tokenizer, loaded.checkpoint.spec.vocab_size, loaded.eos_token_ids)
+
+    def compile_grammar(params: StructuredOutputsParams) -> Matcher:
+        return compiler.compile(params)
+
+    return compile_grammar
