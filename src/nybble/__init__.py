@@ -4,5 +4,34 @@ Importing the package does nothing but give a name: every part is imported where
 wants the version, or `--help`, does not pay for numpy or the native core.
 """
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nybble.core.sampling import SamplingParams, StructuredOutputsParams
+    from nybble.engine.async_engine import AsyncEngine
+    from nybble.engine.beam_search import BeamSearchParams
+    from nybble.engine.options import EngineOptions
+    from nybble.llm import LLM
+
 # The same as in pyproject.toml, which a test checks; to look it up would cost 40 ms at each start.
 __version__ = "0.1.0"
+
+__all__ = ["LLM", "AsyncEngine", "BeamSearchParams", "EngineOptions", "SamplingParams", "StructuredOutputsParams"]
+
+_HOMES = {
+    "LLM": "nybble.llm",
+    "AsyncEngine": "nybble.engine.async_engine",
+    "BeamSearchParams": "nybble.engine.beam_search",
+    "EngineOptions": "nybble.engine.options",
+    "SamplingParams": "nybble.core.sampling",
+    "StructuredOutputsParams": "nybble.core.sampling",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'nybble' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -16,6 +16,7 @@ from nybble.core.errors import ConfigError
 from nybble.core.outputs import RequestOutput
 from nybble.core.sampling import SamplingParams
 from nybble.engine.core import EngineCore, EngineStats
+from nybble.engine.embedding import unit_vector
 from nybble.engine.load import LoadedModel
 from nybble.engine.options import EngineOptions
 from nybble.engine.request import Pooling
@@ -218,18 +219,6 @@ def _call(loop: asyncio.AbstractEventLoop, batch: list[tuple[_Stream, RequestOut
         loop.call_soon_threadsafe(put)
     except RuntimeError:  # the loop is closed: nobody waits any more
         logger.debug("an event loop ended before its requests")
-
-
-def unit_vector(pooled: npt.NDArray[np.float32] | None, error: str | None) -> npt.NDArray[np.float32]:
-    """A pooled hidden state scaled to length 1.
-
-    Raises:
-        RuntimeError: there is none, because the request failed or was ended.
-    """
-    if pooled is None or error is not None:
-        raise RuntimeError(error or "the request was ended before its vector was ready")
-    norm = float(np.linalg.norm(pooled))
-    return pooled / np.float32(norm) if norm > 0 else pooled
 
 
 def _chat_template(loaded: LoadedModel) -> ChatTemplate | None:
