@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +49,9 @@ class AsyncEngine:
         self.tokenizer: Tokenizer = loaded.tokenizer
         self.eos_token_ids = core.eos_token_ids
         self.chat_template = _chat_template(loaded)
+        self.chat_template_source = loaded.checkpoint.chat_template
+        # What a conversation begins with if its template does not write it.
+        self.prompt_bos_token_id = loaded.checkpoint.bos_token_id if loaded.checkpoint.add_bos else None
         self._core = core
         self._commands: deque[Callable[[], None]] = deque()
         self._wake = threading.Condition()
@@ -79,7 +82,7 @@ class AsyncEngine:
         prompt: str | None = None,
         priority: int = 0,
         cache_salt: str | None = None,
-    ) -> AsyncIterator[RequestOutput]:
+    ) -> AsyncGenerator[RequestOutput, None]:
         """What a request gives, as its output_kind says. Closing the iterator ends the request.
 
         Raises:
