@@ -15,7 +15,7 @@ from starlette.responses import Response
 from nybble.core.outputs import CompletionOutput, PositionLogprobs
 from nybble.core.sampling import SamplingParams
 from nybble.serve.errors import ApiError
-from nybble.serve.openai.job import Server, events, first_or_raise, new_id, now, unless_disconnected, usage
+from nybble.serve.openai.job import Server, all_of, events, first_or_raise, new_id, now, unless_disconnected, usage
 from nybble.serve.openai.logprobs import completion_logprobs
 from nybble.serve.openai.params import sampling_params
 from nybble.serve.openai.schemas import CompletionBody
@@ -118,9 +118,7 @@ class Completions:
                 async for sample in outputs:
                     job.choices[sample.index].add(sample)
 
-        async with asyncio.TaskGroup() as group:
-            for job in jobs:
-                group.create_task(run(job))
+        await all_of(run(job) for job in jobs)
 
     async def _outputs(
         self, body: CompletionBody, params: SamplingParams, job: _Job

@@ -10,7 +10,7 @@ import numpy as np
 from fastapi import Request
 
 from nybble.serve.errors import ApiError
-from nybble.serve.openai.job import Server, new_id, unless_disconnected
+from nybble.serve.openai.job import Server, all_of, new_id, unless_disconnected
 from nybble.serve.openai.schemas import EmbeddingBody
 
 
@@ -44,9 +44,7 @@ class Embeddings:
 
     async def _embed(self, texts: list[list[int]], body: EmbeddingBody) -> list[np.ndarray[Any, Any]]:
         embed = self._server.engine.embed
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(embed(text, new_id("embd"), pooling=body.pooling)) for text in texts]
-        return [task.result() for task in tasks]
+        return await all_of(embed(text, new_id("embd"), pooling=body.pooling) for text in texts)
 
     def _texts(self, body: EmbeddingBody) -> list[list[int]]:
         given = body.input
