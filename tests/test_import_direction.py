@@ -31,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "store": {"core"},
     "llm": {"engine", "store", "tokenizer", "core"},
     "serve": {"engine", "store", "tokenizer", "core"},
-    "compress": {"backends", "checkpoint", "formats", "quant", "core"},
+    "compress": {"backends", "checkpoint", "families", "formats", "tokenizer", "quant", "core", "_native"},
     "cli": {"serve", "compress", "evaluate", "store", "engine", "backends", "checkpoint", "tokenizer", "core"},
 }
 # Packages whose functions may import them: optional, or too slow to import before they are needed.

@@ -14,6 +14,7 @@ namespace nybble {
 void bind_model(nanobind::module_& m);
 void bind_machine(nanobind::module_& m);
 void bind_quant(nanobind::module_& m);
+void bind_encode(nanobind::module_& m);
 
 // Both raise ValueError.
 Isa isa_argument(const std::optional<std::string>& name);  // none: the best of this machine

@@ -70,22 +70,37 @@ std::int64_t collect(const LogitRow& row, float floor, SampleScratch& scratch) {
     return count;
 }
 
+double sum_weights(const float* weights, std::int64_t count) {
+    double parts[4] = {};  // so that no addition waits for the one before
+    const std::int64_t whole = count / 4 * 4;
+    for (std::int64_t i = 0; i < whole; i += 4) {
+        for (int j = 0; j < 4; ++j) parts[j] += weights[i + j];
+    }
+    for (std::int64_t i = whole; i < count; ++i) parts[0] += weights[i];
+    return (parts[0] + parts[1]) + (parts[2] + parts[3]);
+}
+
 double weigh(const Kernels& kernels, float max, float factor, std::int64_t count, SampleScratch& scratch) {
     float* weights = scratch.weights.data();
     for (std::int64_t i = 0; i < count; ++i) weights[i] = scratch.candidates[static_cast<std::size_t>(i)].logit;
     kernels.exp_weights(weights, static_cast<int>(count), max, factor, weights);
-    double total = 0.0;
-    for (std::int64_t i = 0; i < count; ++i) total += weights[i];
-    return total;
+    return sum_weights(weights, count);
 }
 
 std::int32_t pick(const SampleScratch& scratch, std::int64_t count, double total, double u) {
+    constexpr std::int64_t stride = 256;  // whole strides are skipped by their sums
+    const float* weights = scratch.weights.data();
     double left = u * total;
+    std::int64_t i = 0;
+    for (; i + stride < count; i += stride) {
+        const double sum = sum_weights(weights + i, stride);
+        if (left < sum) break;
+        left -= sum;
+    }
     std::int64_t last = 0;
-    for (std::int64_t i = 0; i < count; ++i) {
-        const float weight = scratch.weights[static_cast<std::size_t>(i)];
-        left -= weight;
-        if (weight > 0.0f) last = i;
+    for (const std::int64_t end = std::min(i + stride, count); i < end; ++i) {
+        left -= weights[i];
+        if (weights[i] > 0.0f) last = i;
         if (left < 0.0) break;
     }
     return scratch.candidates[static_cast<std::size_t>(last)].id;
@@ -141,6 +156,7 @@ std::int32_t draw(const Kernels& kernels, const LogitRow& logits, const SampleRo
     if (row.top_p < 1.0f) {
         const double wanted = row.top_p * total;
         for (std::int64_t keep = kFirstCandidates;; keep *= 8) {
+            if (!cut_k && keep <= kMostCandidates && static_cast<double>(keep) < wanted) continue;  // weights are <= 1
             if (keep > kMostCandidates) return draw_from_many(kernels, logits, factor, cuts, u, scratch);
             if (!cut_k) {
                 count = select_largest(logits, keep, cuts.floor, scratch);

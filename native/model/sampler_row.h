@@ -58,6 +58,9 @@ std::int64_t collect(const LogitRow& row, float floor, SampleScratch& scratch);
 // Makes candidates of the `keep` likeliest tokens, or fewer if others are below `floor`, in order; returns how many.
 std::int64_t select_largest(const LogitRow& row, std::int64_t keep, float floor, SampleScratch& scratch);
 
+// The sum of `count` weights, in an order that depends on nothing but their number.
+double sum_weights(const float* weights, std::int64_t count);
+
 // Gives each candidate its weight exp((logit - max) * factor); returns their sum.
 double weigh(const Kernels& kernels, float max, float factor, std::int64_t count, SampleScratch& scratch);
 

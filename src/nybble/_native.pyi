@@ -15,6 +15,22 @@ def measure_int8_peak(threads: int, isa: str | None = None) -> float: ...
 def dequantize(format: str, data: Buffer | npt.NDArray[Any]) -> npt.NDArray[np.float32]: ...
 def pack_roundtrip(format: str, data: Buffer | npt.NDArray[Any], rows: int, cols: int) -> npt.NDArray[np.float32]: ...
 
+class Encoder:
+    def __init__(self, *, threads: int | None = None, isa: str | None = None) -> None: ...
+    @property
+    def threads(self) -> int: ...
+    def encode_into(
+        self,
+        *,
+        to: str,
+        source_format: str,
+        source: Buffer | npt.NDArray[Any],
+        rows: int,
+        cols: int,
+        out: npt.NDArray[np.uint8],
+        importance: npt.NDArray[np.float32] | None = None,
+    ) -> int: ...
+
 # Token id, log-probability, rank, and the likeliest tokens with their log-probabilities.
 _Sampled: TypeAlias = tuple[int, float, int, tuple[tuple[int, float], ...]]
 

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nybble.core.errors import CheckpointError, ModelNotFoundError
 from nybble.core.spec import ModelSpec
 from nybble.core.tokenizer_source import GgufTokenizer, TokenizerFile, TokenizerSource
-from nybble.families.common import Mapped, expected_shapes
+from nybble.families.common import Mapped, Source, expected_shapes
 from nybble.families.registry import map_gguf, map_hf
+from nybble.formats.dialects.logical import Logical
+from nybble.formats.dialects.read import read_dialect
 from nybble.formats.gguf import GgufFile
 from nybble.formats.mapping import MappedFile
 from nybble.formats.safetensors import read_folder, read_json
 from nybble.quant.formats import FORMATS, QuantFormat
 from nybble.quant.reference import dequantize
+from nybble.quant.weights import PackedWeight
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,6 +31,8 @@ class Tensor:
     """A weight matrix [out_features, in_features] or a vector, as it lies in the file.
 
     data: its whole rows, read-only. plus_one: the value to use is what is stored plus one.
+    packed: gives the matrix of a quantised safetensors folder, whose codes do not lie row by row; then data is their
+    bytes, of a part of a stored matrix as many of them as belong to it, and only their number says something.
     """
 
     name: str
@@ -37,16 +42,19 @@ class Tensor:
     plus_one: bool = False
     file: MappedFile | None = field(default=None, repr=False)
     begin: int = 0
+    packed: Callable[[], PackedWeight] | None = field(default=None, repr=False)
 
     def to_float32(self) -> npt.NDArray[np.float32]:
         """Decoded values in this shape."""
+        if self.packed is not None:
+            return self.packed().decode()
         values = dequantize(self.format, self.data).reshape(self.shape)
         return values + 1 if self.plus_one else values
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Everything that a model's files say."""
+    """Everything that a model's files say. sources: where the file has each tensor, by its canonical name."""
 
     path: Path
     container: str  # "gguf" or "safetensors"
@@ -60,6 +68,7 @@ class Checkpoint:
     metadata: Mapping[str, object]
     file_bytes: int
     files: tuple[MappedFile, ...] = ()
+    sources: Mapping[str, Source] = field(default_factory=dict)
 
     def release(self, tensor: Tensor) -> None:
         """Give the tensor's pages back to the system: it has been packed and is not read again soon."""
@@ -127,17 +136,23 @@ def _open_gguf(path: Path) -> Checkpoint:
         metadata=metadata,
         file_bytes=gguf.file.size,
         files=(gguf.file,),
+        sources=mapped.sources,
     )
 
 
 def _open_folder(folder: Path) -> Checkpoint:
     config = read_json(folder / "config.json")
     raw, files = read_folder(folder)
-    mapped = map_hf(config, frozenset(raw), str(folder / "config.json"))
+    quantisation = _quantisation_config(config, folder)
+    packed: dict[str, Logical] = {}
+    if quantisation:
+        raw, packed = read_dialect(quantisation, raw, str(folder))
+    mapped = map_hf(config, frozenset([*raw, *packed]), str(folder / "config.json"))
     stored = {
         n: Tensor(n, t.shape, t.format, t.file.view[t.begin : t.end], file=t.file, begin=t.begin)
         for n, t in raw.items()
     }
+    stored |= {name: _packed_tensor(logical) for name, logical in packed.items()}
     tokenizer_config = _optional_json(folder / "tokenizer_config.json")
     generation = _optional_json(folder / "generation_config.json")
     eos = generation.get("eos_token_id", config.get("eos_token_id"))
@@ -155,6 +170,7 @@ def _open_folder(folder: Path) -> Checkpoint:
         metadata=config,
         file_bytes=sum(file.size for file in files),
         files=tuple(files),
+        sources=mapped.sources,
     )
 
 
@@ -167,6 +183,10 @@ def _canonical(mapped: Mapped, stored: Mapping[str, Tensor], path: Path) -> dict
         tensor = stored.get(source.name)
         if tensor is None:
             raise CheckpointError(f"{path}: the tensor {source.name!r} is missing: get a complete file")
+        if tensor.packed is not None:
+            tensors[name] = _packed_part(tensor, source, name, shape, path)
+            used_rows[source.name] = max(used_rows.get(source.name, 0), (source.rows or (0, tensor.shape[0]))[1])
+            continue
         if not tensor.format.has_kernel:
             raise CheckpointError(
                 f"{path}: the tensor {source.name!r} is encoded as {tensor.format.name}, which nybble cannot multiply "
@@ -191,6 +211,50 @@ def _canonical(mapped: Mapped, stored: Mapping[str, Tensor], path: Path) -> dict
                 "the file is damaged"
             )
     return tensors
+
+
+def _quantisation_config(config: Mapping[str, object], folder: Path) -> Mapping[str, object]:
+    """What says how the folder is quantised: a part of config.json, or a file as the first GPTQ tools wrote it."""
+    found = config.get("quantization_config", config.get("compression_config"))
+    if found is None:
+        found = _optional_json(folder / "quantize_config.json")
+        if found and "quant_method" not in found:
+            found = {**found, "quant_method": "gptq"}
+    if not isinstance(found, Mapping):
+        raise CheckpointError(f"{folder / 'config.json'}: quantization_config is not an object: get the file again")
+    return found
+
+
+def _packed_tensor(logical: Logical) -> Tensor:
+    codes = logical.parts[0]
+    size = sum(part.end - part.begin for part in logical.parts)
+    fmt = QuantFormat(f"INT{logical.bits}", None, max(logical.shape[1], 1), -(-size // logical.shape[0]), False)
+    data = codes.file.view[codes.begin : codes.end]
+    return Tensor(logical.name, logical.shape, fmt, data, file=codes.file, begin=codes.begin, packed=logical.read)
+
+
+def _packed_part(tensor: Tensor, source: Source, name: str, shape: tuple[int, ...], path: Path) -> Tensor:
+    """A quantised matrix, or some rows of it, under its canonical name."""
+    begin, end = source.rows or (0, tensor.shape[0])
+    if end > tensor.shape[0] or (end - begin, tensor.shape[1]) != shape:
+        raise CheckpointError(
+            f"{path}: the tensor {source.name!r} has the shape {list(tensor.shape)}, which does not give the "
+            f"{list(shape)} that the model's description asks for: the file is damaged"
+        )
+    read = tensor.packed
+    assert read is not None
+    if source.rows is None:
+        return replace(tensor, name=name)
+    each = len(tensor.data) // tensor.shape[0]
+    data = tensor.data[begin * each : end * each]
+    return replace(
+        tensor,
+        name=name,
+        shape=shape,
+        data=data,
+        begin=tensor.begin + begin * each,
+        packed=lambda: read().rows(begin, end),
+    )
 
 
 def _token_id(metadata: Mapping[str, object], key: str) -> int | None:

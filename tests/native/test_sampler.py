@@ -112,6 +112,40 @@ def test_top_p_that_needs_most_of_a_large_vocabulary():
     assert len(drawn - want) <= 1  # the border may fall one token to either side in float
 
 
+@pytest.mark.parametrize(
+    ("params", "kept"),
+    [
+        ({"top_k": 3000}, 3000),
+        ({"top_k": 4999, "min_p": 1e-30}, 4999),
+        ({"top_p": 0.9, "temperature": 1.5}, None),
+        ({"top_k": 4500, "top_p": 0.8}, None),
+        ({"top_p": 0.999, "min_p": 0.5}, None),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("equals", [False, True])
+def test_cuts_that_keep_thousands_of_tokens(params, kept, equals):
+    """The border is where it should be: everything up to it is drawn, nothing beyond it."""
+    row = random_logits(1)[0] / 30
+    if equals:
+        row = np.round(row * 8) / 8  # the border is among equals, of which the first stay
+    want = allowed(row, **params)
+    assert kept in (None, len(want))
+    assert len(want) > 2048
+    count = 10_000
+    found = Counter()
+    native = model()
+    for begin in range(0, count, 2000):
+        logits = np.repeat(row[None], 2000, axis=0)
+        found.update(t for t, *_ in draw(native, logits, position=np.arange(begin, begin + 2000), **params))
+    assert len(set(found) - set(want)) <= 1  # the border may fall one token to either side in float
+    assert sum(token in found for token in list(want)[-200:]) > 100
+    halves = [list(want)[: len(want) // 2], list(want)[len(want) // 2 :]]
+    for half in halves:
+        probability = sum(want[token] for token in half)
+        assert abs(sum(found[token] for token in half) / count - probability) < 0.025
+
+
 def test_masked_tokens_are_never_drawn():
     logits = np.full((200, VOCAB), -np.inf, np.float32)
     logits[:, [3, 4000]] = 1.0

@@ -17,7 +17,7 @@ import typer
 from nybble import __version__
 from nybble.core.errors import NybbleError
 
-COMMANDS = ("run", "serve", "show", "doctor", "bench")
+COMMANDS = ("run", "serve", "show", "doctor", "bench", "quantize", "imatrix", "convert")
 
 
 def main() -> None:

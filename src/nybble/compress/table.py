@@ -2,4 +2,6 @@
 
 from __future__ import annotations
 
-__all__: list[str] = []
+from nybble.compress.gguf import quantize as gguf_pass
+
+__all__ = ["gguf_pass"]

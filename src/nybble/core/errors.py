@@ -29,3 +29,7 @@ class ModelNotFoundError(NybbleError):
 
 class StoreError(NybbleError):
     """A model could not be fetched from its packages or written to the local store."""
+
+
+class OutputError(NybbleError):
+    """A result cannot be written: it exists already, or the disk is full, read-only or gone."""

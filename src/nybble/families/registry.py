@@ -57,17 +57,15 @@ def map_gguf(
 
 
 def map_hf(config: Mapping[str, object], names: frozenset[str], where: str) -> Mapped:
-    """Raises CheckpointError for an architecture that is not supported, or numbers that cannot be right."""
+    """names: of the tensors, as an unquantised folder has them.
+
+    Raises CheckpointError for an architecture that is not supported, or numbers that cannot be right.
+    """
     f = Fields(config, where)
     architectures = config.get("architectures")
     name = str(architectures[0]) if isinstance(architectures, list) and architectures else "none"
     if name not in _HF:
         raise CheckpointError(f"{where}: the architecture {name!r} is not supported (supported: {', '.join(_HF)})")
-    if f.has("quantization_config"):
-        method = f.nested("quantization_config").text("quant_method", "unknown")
-        raise CheckpointError(
-            f"{where}: folders quantised with {method!r} are not supported yet: use the full-precision folder or a GGUF"
-        )
     _check_features(f, is_gemma=name.startswith("Gemma"), has=names)
     mapped = _HF[name](f, names)
     check_heads(mapped.spec, where)

@@ -62,11 +62,16 @@ class GgufFile:
         self.file = MappedFile(path)
         reader = _Reader(self.file.view, path)
         num_tensors, num_keys = _read_header(reader)
-        self.metadata = _read_metadata(reader, num_keys)
+        self.metadata, self._values = _read_metadata(reader, num_keys)
         self.tensors = _read_tensors(reader, num_tensors, _alignment(self.metadata, path))
 
     def data(self, tensor: GgufTensor) -> memoryview:
         return self.file.view[tensor.begin : tensor.end]
+
+    def value_bytes(self, key: str) -> bytes:
+        """The value of a key as it lies in the file, its type first. Raises KeyError."""
+        begin, end = self._values[key]
+        return bytes(self.file.view[begin:end])
 
 
 class _Reader:
@@ -159,14 +164,18 @@ def _read_header(reader: _Reader) -> tuple[int, int]:
     return num_tensors, num_keys
 
 
-def _read_metadata(reader: _Reader, num_keys: int) -> dict[str, object]:
+def _read_metadata(reader: _Reader, num_keys: int) -> tuple[dict[str, object], dict[str, tuple[int, int]]]:
+    """The values, and where each begins and ends."""
     metadata: dict[str, object] = {}
+    spans: dict[str, tuple[int, int]] = {}
     for i in range(num_keys):
         key = reader.string(f"the name of key {i}", _MAX_KEY_BYTES)
         if key in metadata:
             raise reader.bad(f"the key {key[:80]!r} stands twice")
+        begin = reader.at
         metadata[key] = reader.value(reader.u32(f"the type of {key[:80]!r}"), f"the value of {key[:80]!r}")
-    return metadata
+        spans[key] = begin, reader.at
+    return metadata, spans
 
 
 def _alignment(metadata: dict[str, object], path: Path) -> int:

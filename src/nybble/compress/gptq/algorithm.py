@@ -1,0 +1,178 @@
+"""GPTQ's maths on one matrix: columns are rounded one after the other, and each error is spread over those to come.
+
+Minimises ||(W - Q) X||^2 given H = X X^T: with U the upper Cholesky factor of H^-1, rounding column i by e changes
+every later column j by -e U_ij / U_ii. Knows nothing about models or files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+
+from nybble.compress.grids import Grid, GroupParams, find_params, round_to_nearest
+
+_BLOCK = 128  # columns whose mutual updates are done at once
+_MAX_TRIES = 12
+_GROWTH = 2.0
+
+
+class Order(Enum):
+    """In which order columns are rounded.
+
+    NATURAL: as they lie. GROUPS: inside each group and among groups by importance, so that no reader needs to know
+    (group-aware reordering). STATIC: by importance, with scales of the groups as they lie, found beforehand. FULL: by
+    importance, with groups of neighbours in that order, which readers follow by g_idx.
+    """
+
+    NATURAL = "natural"
+    GROUPS = "groups"
+    STATIC = "static"
+    FULL = "full"
+
+
+@dataclass(frozen=True, slots=True)
+class GptqOptions:
+    """damp_percent: of the mean of H's diagonal, added to the diagonal; grows until H can be inverted."""
+
+    grid: Grid
+    order: Order = Order.GROUPS
+    damp_percent: float = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class GptqResult:
+    """codes: uint8 [out, in] and params [out, groups] of the matrix as it lies; g_idx: None if groups lie in order.
+
+    error, rtn_error: trace((W - Q) H (W - Q)^T) of this rounding and of round-to-nearest on the same kind of grid.
+    fallback: H could not be inverted, or round-to-nearest was better: it was used.
+    """
+
+    codes: torch.Tensor
+    params: GroupParams
+    g_idx: torch.Tensor | None
+    error: float
+    rtn_error: float
+    damp_percent: float
+    fallback: bool
+
+
+def gptq(weight: torch.Tensor, hessian: torch.Tensor, options: GptqOptions) -> GptqResult:
+    """weight: float32 [out, in]; hessian: float32 [in, in], the mean of x x^T over the inputs. Neither is changed."""
+    grid = options.grid
+    inputs = weight.shape[1]
+    size = grid.size(inputs)
+    importance = hessian.diagonal().clamp(min=0)
+    weighted = importance if float(importance.sum()) > 0 else None
+    codes, params = round_to_nearest(weight, grid, weighted)
+    groups = torch.arange(inputs) // size
+    rtn_error = output_error(weight, _decode(codes, params, groups), hessian)
+    factor, damp = inverse_factor(hessian, options.damp_percent)
+    if factor is None:
+        return GptqResult(codes, params, None, rtn_error, rtn_error, damp, True)
+    order = column_order(importance, size, options.order)
+    if order is not None:
+        permuted, damp = inverse_factor(hessian[order][:, order], options.damp_percent)
+        if permuted is None:
+            return GptqResult(codes, params, None, rtn_error, rtn_error, damp, True)
+        factor = permuted
+    rounded, found, g_idx = _round(weight, factor, weighted, order, options, params)
+    error = output_error(weight, _decode(rounded, found, groups if g_idx is None else g_idx), hessian)
+    if not error <= rtn_error:
+        return GptqResult(codes, params, None, rtn_error, rtn_error, damp, True)
+    return GptqResult(rounded, found, g_idx, error, rtn_error, damp, False)
+
+
+def output_error(weight: torch.Tensor, rounded: torch.Tensor, hessian: torch.Tensor) -> float:
+    """The mean square of the error of the outputs, summed over them."""
+    difference = weight - rounded
+    return float(((difference @ hessian) * difference).sum())
+
+
+def column_order(importance: torch.Tensor, size: int, order: Order) -> torch.Tensor | None:
+    """The columns in the order in which they are rounded; None: as they lie."""
+    if order is Order.NATURAL:
+        return None
+    if order is not Order.GROUPS:
+        return torch.argsort(importance, descending=True, stable=True)
+    groups = importance.reshape(-1, size)
+    inner = torch.argsort(groups, dim=1, descending=True, stable=True)
+    outer = torch.argsort(groups.amax(dim=1), descending=True, stable=True)
+    return (inner + torch.arange(len(groups))[:, None] * size)[outer].reshape(-1)
+
+
+def inverse_factor(hessian: torch.Tensor, damp_percent: float) -> tuple[torch.Tensor | None, float]:
+    """The upper Cholesky factor of the damped inverse, and the damping that it took; None if there is none.
+
+    In single precision, then in double, then with more damping. Inputs that were never seen count as independent.
+    """
+    diagonal = hessian.diagonal()
+    mean = float(diagonal.mean())
+    if not mean > 0:
+        return None, damp_percent
+    dead = diagonal <= 0
+    damp = damp_percent
+    for _ in range(_MAX_TRIES):
+        for dtype in (torch.float32, torch.float64):
+            damped = hessian.to(dtype, copy=True)
+            damped.diagonal().add_(damp * mean + dead.to(dtype) * mean)
+            lower, failed = torch.linalg.cholesky_ex(damped)
+            if int(failed):
+                continue
+            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+            if not int(failed) and bool(torch.isfinite(upper).all()):
+                return upper.float(), damp
+        damp = max(damp * _GROWTH, 1e-3)
+    return None, damp
+
+
+def _round(
+    weight: torch.Tensor,
+    factor: torch.Tensor,
+    importance: torch.Tensor | None,
+    order: torch.Tensor | None,
+    options: GptqOptions,
+    static: GroupParams,
+) -> tuple[torch.Tensor, GroupParams, torch.Tensor | None]:
+    """The rounding itself. static: parameters of the groups as they lie, for Order.STATIC."""
+    grid, (rows, inputs) = options.grid, weight.shape
+    size = grid.size(inputs)
+    columns = torch.arange(inputs) if order is None else order
+    w = weight[:, columns].clone()
+    # The group of each column in the order of rounding, and where that group's parameters go.
+    group_of = columns // size if options.order is not Order.FULL else torch.arange(inputs) // size
+    weights = None if importance is None else importance[columns]
+    scale, zero = static.scale.clone(), static.zero.clone()
+    codes = torch.empty_like(w)
+    for begin in range(0, inputs, _BLOCK):
+        end = min(begin + _BLOCK, inputs)
+        errors = torch.empty(rows, end - begin)
+        for i in range(begin, end):
+            group = int(group_of[i])
+            if options.order is not Order.STATIC and i % size == 0:
+                ahead = w[:, i : i + size]
+                if end < i + size and begin < i:  # beyond the block, its updates are still to come
+                    beyond = w[:, end : i + size] - errors[:, : i - begin] @ factor[begin:i, end : i + size]
+                    ahead = torch.cat((w[:, i:end], beyond), dim=1)
+                part = None if weights is None else weights[None, i : i + size]
+                params = find_params(ahead[:, None, :], grid, part)
+                scale[:, group], zero[:, group] = params.scale[:, 0], params.zero[:, 0]
+            s, z = scale[:, group], zero[:, group]
+            q = (torch.round(w[:, i] / s) + z).clamp_(0, grid.qmax)
+            error = (w[:, i] - (q - z) * s) / factor[i, i]
+            codes[:, i] = q
+            errors[:, i - begin] = error
+            w[:, i + 1 : end] -= torch.outer(error, factor[i, i + 1 : end])
+        w[:, end:] -= errors @ factor[begin:end, end:]
+    out = torch.empty(rows, inputs, dtype=torch.uint8)
+    out[:, columns] = codes.to(torch.uint8)
+    if options.order is not Order.FULL:
+        return out, GroupParams(scale, zero), None
+    g_idx = torch.empty(inputs, dtype=torch.long)
+    g_idx[columns] = group_of
+    return out, GroupParams(scale, zero), g_idx
+
+
+def _decode(codes: torch.Tensor, params: GroupParams, groups: torch.Tensor) -> torch.Tensor:
+    return (codes.float() - params.zero[:, groups]) * params.scale[:, groups]

@@ -1,0 +1,1 @@
+"""How quantised Hugging Face folders write their weights: GPTQ, AWQ, bitsandbytes and compressed-tensors."""
