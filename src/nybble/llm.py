@@ -192,7 +192,7 @@ class LLM:
             EmbeddingRequestOutput(
                 output.request_id,
                 output.prompt_token_ids,
-                EmbeddingOutput(unit_vector(request.pooled, output.error).tolist()),
+                EmbeddingOutput(unit_vector(request, output.error).tolist()),
             )
             for request, output in zip(requests, outputs, strict=True)
         ]

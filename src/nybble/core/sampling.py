@@ -6,12 +6,17 @@ Field names and meanings are vLLM's.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import IntEnum
-from typing import Any
+from functools import wraps
+from numbers import Real
+from typing import Any, TypeVar
 
 from nybble.core.errors import ConfigError
+
+_Class = TypeVar("_Class", bound=type)
 
 MAX_SEED = 2**64 - 1
 MAX_LOGPROBS = 100
@@ -28,6 +33,24 @@ _REFUSED = {
     "early_stopping": "it belongs to BeamSearchParams",
     "extra_args": "nybble has no extra arguments",
 }
+
+
+def _refuses_unknown(cls: _Class) -> _Class:
+    """A field that does not exist is a ConfigError that says what to use instead, not Python's TypeError."""
+    generated = vars(cls)["__init__"]
+    known = {field.name for field in fields(cls)}
+
+    @wraps(generated)
+    def checked(self: object, *args: object, **values: object) -> None:
+        for name in values:
+            if name in _REFUSED:
+                raise ConfigError(f"{name} is not supported: {_REFUSED[name]}")
+            if name not in known:
+                raise ConfigError(f"there is no sampling parameter {name!r}")
+        generated(self, *args, **values)
+
+    type.__setattr__(cls, "__init__", checked)
+    return cls
 
 
 class RequestOutputKind(IntEnum):
@@ -63,12 +86,14 @@ class StructuredOutputsParams:
             )
 
 
+@_refuses_unknown
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How the tokens of a request are chosen and when it ends.
 
     Raises:
-        ConfigError: a value lies outside the range that its comment gives, or a field does not exist here.
+        ConfigError: a value has the wrong type or lies outside the range that its comment gives, or a field does not
+            exist here.
     """
 
     n: int = 1  # samples of the same prompt; sample i draws with seed + i
@@ -101,8 +126,8 @@ class SamplingParams:
         _normalise(self)
         _check_numbers(self)
         stop, words, allowed = self.stop_strings, self.bad_words or (), self.allowed_token_ids
-        _require(all(isinstance(s, str) and s for s in stop), "stop", stop, "made of non-empty strings")
-        _require(all(isinstance(s, str) and s for s in words), "bad_words", words, "made of non-empty strings")
+        _require(all(stop), "stop", stop, "made of non-empty strings")
+        _require(all(word.strip() for word in words), "bad_words", words, "made of strings that are not blank")
         _require(allowed is None or len(allowed) > 0, "allowed_token_ids", allowed, "None or hold at least one id")
         if stop and not self.detokenize:
             raise ConfigError("stop strings need text: leave detokenize on, or use stop_token_ids")
@@ -120,33 +145,90 @@ class SamplingParams:
         return self.temperature < 1e-5
 
 
-def sampling_params(**values: Any) -> SamplingParams:
-    """SamplingParams of these fields.
-
-    Raises:
-        ConfigError: a field does not exist (with what to use instead, where another engine has it), or is out of range.
-    """
-    for name in values:
-        if name in _REFUSED:
-            raise ConfigError(f"{name} is not supported: {_REFUSED[name]}")
-        if name not in SamplingParams.__dataclass_fields__:
-            raise ConfigError(f"there is no sampling parameter {name!r}")
-    return SamplingParams(**values)
+_INTEGERS = ("n", "top_k", "seed", "max_tokens", "min_tokens", "logprobs", "prompt_logprobs")
+_NUMBERS = (
+    "presence_penalty", "frequency_penalty", "repetition_penalty", "temperature", "top_p", "min_p",
+)  # fmt: skip
+_SWITCHES = (
+    "include_stop_str_in_output", "ignore_eos", "detokenize", "skip_special_tokens", "spaces_between_special_tokens",
+)  # fmt: skip
+_OPTIONAL = {"seed", "max_tokens", "logprobs", "prompt_logprobs"}
 
 
 def _normalise(params: SamplingParams) -> None:
-    """What may be given in several forms gets one."""
+    """Everything gets its type; what may be given in several forms gets one."""
 
-    def put(name: str, value: object) -> None:
-        object.__setattr__(params, name, value)
+    def put(name: str, change: Callable[[Any], object], expected: str) -> None:
+        value = getattr(params, name)
+        if value is None and name in _OPTIONAL:
+            return
+        try:
+            object.__setattr__(params, name, change(value))
+        except (TypeError, ValueError, OverflowError):
+            raise ConfigError(f"{name} must be {expected}, not {value!r:.80}") from None
 
-    put("stop", (params.stop,) if isinstance(params.stop, str) else tuple(params.stop or ()))
-    for name in ("stop_token_ids", "bad_words"):
-        put(name, tuple(getattr(params, name) or ()))
-    if params.allowed_token_ids is not None:
-        put("allowed_token_ids", tuple(params.allowed_token_ids))
+    for name in _INTEGERS:
+        put(name, _integer, "a whole number" + " or None" * (name in _OPTIONAL))
+    for name in _NUMBERS:
+        put(name, _number, "a number")
+    for name in _SWITCHES:
+        put(name, _switch, "True or False")
+    put("stop", _strings, "a string or a list of strings")
+    put("bad_words", lambda words: _strings(words, alone=False), "a list of strings")
+    put("stop_token_ids", lambda ids: _ids(ids or ()), "a list of token ids")
+    put("allowed_token_ids", lambda ids: None if ids is None else _ids(ids), "a list of token ids or None")
+    put("logit_bias", _bias, "a dictionary from token ids to numbers")
+    put("output_kind", RequestOutputKind, "a RequestOutputKind")
+    put("structured_outputs", _structured, "a StructuredOutputsParams or None")
     if params.top_k == -1:
-        put("top_k", 0)
+        object.__setattr__(params, "top_k", 0)
+
+
+def _integer(value: Any) -> int:
+    if isinstance(value, bool):
+        raise TypeError
+    return operator.index(value)  # numpy's integers too
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError
+    return float(value)
+
+
+def _switch(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError
+    return value
+
+
+def _strings(value: Any, *, alone: bool = True) -> tuple[str, ...]:
+    if isinstance(value, str):
+        if not alone:
+            raise TypeError
+        return (value,)
+    strings = tuple(value or ())
+    if not all(isinstance(string, str) for string in strings):
+        raise TypeError
+    return strings
+
+
+def _ids(value: Iterable[Any]) -> tuple[int, ...]:
+    return tuple(_integer(token_id) for token_id in value)
+
+
+def _bias(value: Mapping[Any, Any] | None) -> dict[int, float] | None:
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        raise TypeError
+    return {_integer(token_id): _number(bias) for token_id, bias in value.items()}
+
+
+def _structured(value: Any) -> StructuredOutputsParams | None:
+    if value is not None and not isinstance(value, StructuredOutputsParams):
+        raise TypeError
+    return value
 
 
 def _check_numbers(p: SamplingParams) -> None:
@@ -157,7 +239,7 @@ def _check_numbers(p: SamplingParams) -> None:
     _require(positive, "repetition_penalty", p.repetition_penalty, "above 0")
     _require(math.isfinite(p.temperature) and p.temperature >= 0, "temperature", p.temperature, ">= 0")
     _require(0 < p.top_p <= 1, "top_p", p.top_p, "above 0 and at most 1")
-    _require(p.top_k >= 0, "top_k", p.top_k, ">= 0 (0 or -1 keep every token)")
+    _require(0 <= p.top_k < 2**31, "top_k", p.top_k, ">= 0 and below 2**31 (0 or -1 keep every token)")
     _require(0 <= p.min_p <= 1, "min_p", p.min_p, "between 0 and 1")
     _require(p.seed is None or 0 <= p.seed <= MAX_SEED, "seed", p.seed, "between 0 and 2**64 - 1")
     _require(p.max_tokens is None or p.max_tokens >= 1, "max_tokens", p.max_tokens, "at least 1")
@@ -165,7 +247,8 @@ def _check_numbers(p: SamplingParams) -> None:
     _require(0 <= p.min_tokens <= longest, "min_tokens", p.min_tokens, "between 0 and max_tokens")
     for name in ("logprobs", "prompt_logprobs"):
         value = getattr(p, name)
-        _require(value is None or 0 <= value <= MAX_LOGPROBS, name, value, f"between 0 and {MAX_LOGPROBS}")
+        expected = f"between 0 and {MAX_LOGPROBS} (the whole vocabulary is too much)"
+        _require(value is None or 0 <= value <= MAX_LOGPROBS, name, value, expected)
     for token_id, bias in (p.logit_bias or {}).items():
         _require(-100 <= bias <= 100, f"logit_bias of token {token_id}", bias, "between -100 and 100")
 

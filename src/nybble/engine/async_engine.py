@@ -134,7 +134,7 @@ class AsyncEngine:
             finished = True
             if isinstance(output, Exception):
                 raise output
-            return unit_vector(prepared.pooled, output.error)
+            return unit_vector(prepared, output.error)
         finally:
             self._streams.pop(request_id, None)
             if not finished:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass
 
@@ -12,11 +13,14 @@ from nybble.cache.block_pool import BlockPool
 from nybble.core.errors import ConfigError, NybbleError
 from nybble.core.outputs import FinishReason, RequestOutput
 from nybble.core.sampling import SamplingParams
+from nybble.engine.hidden import HiddenUser, Wanted, hidden_wanted
 from nybble.engine.model import EngineModel, EngineTokenizer, Floats
 from nybble.engine.prepare import Compiler, Limits, RequestMaker
 from nybble.engine.request import Pooling, Request, Sequence
 from nybble.engine.scheduler import Scheduled, Scheduler, blocks_for
 from nybble.engine.tell import position_logprobs, request_output
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,9 @@ class EngineStats:
     num_preemptions: int
     prompt_tokens: int
     generation_tokens: int
+
+
+_Row = tuple[int, Sequence, SampleRow]  # the first is its row of logits
 
 
 class EngineCore:
@@ -81,6 +88,7 @@ class EngineCore:
             max_blocks_per_seq=blocks_for(context),
             enable_prefix_caching=enable_prefix_caching,
         )
+        self._hidden = HiddenUser(model, self._token_text, self._fail)
         self._requests: dict[str, Request] = {}
         self._ended: list[Request] = []  # between steps, by abort()
         self._arrivals = 0
@@ -178,11 +186,7 @@ class EngineCore:
             for sequence, _ in scheduled:
                 if sequence.request.metrics.first_scheduled_time is None:
                     sequence.request.metrics.first_scheduled_time = now
-            try:
-                self._run(scheduled)
-            except Exception as error:  # the model refused the step: none of its sequences can go on
-                for sequence, _ in scheduled:
-                    self._fail(sequence.request, error)
+            self._run(scheduled)
             changed += dict.fromkeys(sequence.request for sequence, _ in scheduled)
         outputs = []
         for request in changed:
@@ -194,32 +198,46 @@ class EngineCore:
         return outputs
 
     def _run(self, scheduled: Scheduled) -> None:
+        """Run what was scheduled. If the model refuses it, each sequence shows alone whether it is the one."""
         drawing = [s for s, n in scheduled if n == s.num_missing_tokens and s.request.pooling is None]
-        step, hidden = self._build_step(scheduled, drawing)
-        logits = self._model.execute(step)
+        try:
+            step, wanted = self._build_step(scheduled, drawing)
+            logits = self._model.execute(step)
+            states = self._model.hidden() if wanted else None
+        except Exception as error:  # nothing has changed yet but cells of the cache, which will be written again
+            if len(scheduled) == 1:
+                self._fail(scheduled[0][0].request, error)
+                return
+            logger.warning("a step of %d sequences failed, they go on one by one: %s", len(scheduled), error)
+            for sequence, num_tokens in scheduled:
+                if sequence.finish_reason is None:
+                    self._run([(sequence, num_tokens)])
+            return
         begins = [sequence.num_computed_tokens for sequence, _ in scheduled]
         self._scheduler.computed(scheduled)
         self._prompt_tokens += sum(
             max(min(begin + n, s.num_prompt_tokens) - begin, 0) for (s, n), begin in zip(scheduled, begins, strict=True)
         )
-        if hidden:
-            self._use_hidden(hidden, self._model.hidden())
+        if states is not None:
+            self._hidden.use(wanted, states)
         drawing = self._fork(drawing)
         if drawing:
             self._draw(drawing, logits)
         for sequence, _ in scheduled:
-            if sequence.request.pooling is not None and sequence.num_missing_tokens == 0:
+            if (
+                sequence.request.pooling is not None
+                and sequence.num_missing_tokens == 0
+                and sequence.finish_reason is None
+            ):
                 self._finish(sequence, "stop")
 
-    def _build_step(
-        self, scheduled: Scheduled, drawing: list[Sequence]
-    ) -> tuple[Step, list[tuple[Sequence, int, int]]]:
+    def _build_step(self, scheduled: Scheduled, drawing: list[Sequence]) -> tuple[Step, list[Wanted]]:
         """The arrays of a step, and for which tokens (sequence, first position, count) hidden states are wanted."""
         token_ids: list[int] = []
         cu_seqlens_q = [0]
         logit_rows: list[int] = []
         hidden_rows: list[int] = []
-        hidden: list[tuple[Sequence, int, int]] = []
+        hidden: list[Wanted] = []
         draws = set(map(id, drawing))
         for sequence, num_tokens in scheduled:
             begin, row = sequence.num_computed_tokens, len(token_ids)
@@ -228,7 +246,7 @@ class EngineCore:
             if id(sequence) in draws:  # all samples of a prompt start from the same logits
                 samples = 1 if sequence.request.is_forked else len(sequence.request.sequences)
                 logit_rows += [len(token_ids) - 1] * samples
-            first, count = _hidden_wanted(sequence, begin, num_tokens)
+            first, count = hidden_wanted(sequence, begin, num_tokens)
             if count:
                 hidden_rows += range(row + first - begin, row + first - begin + count)
                 hidden.append((sequence, first, count))
@@ -243,83 +261,67 @@ class EngineCore:
         )
         return step, hidden
 
-    def _use_hidden(self, wanted: list[tuple[Sequence, int, int]], states: Floats) -> None:
-        row = 0
-        for sequence, first, count in wanted:
-            rows, row = states[row : row + count], row + count
-            request = sequence.request
-            if request.pooling == "mean":
-                total = rows.sum(axis=0, dtype=np.float32)
-                request.pooled = total if request.pooled is None else request.pooled + total
-            elif request.pooling == "last":
-                request.pooled = rows[-1].copy()
-            else:
-                self._score_prompt(request, rows, first, count)
-
-    def _score_prompt(self, request: Request, rows: Floats, first: int, count: int) -> None:
-        if len(request.prompt_logprobs) > first + 1:
-            return  # computed again after a preemption: it has been told already
-        top = request.params.prompt_logprobs or 0
-        targets = request.prompt_token_ids[first + 1 : first + 1 + count]
-        try:
-            scored = self._model.score_hidden(rows, targets, top)
-        except BadLogitsError as error:
-            self._fail(request, error)
-            return
-        if not request.prompt_logprobs:
-            request.prompt_logprobs.append(None)
-        request.prompt_logprobs += [
-            position_logprobs(token_id, s.logprob, s.rank, s.top_logprobs, self._token_text)
-            for token_id, s in zip(targets, scored, strict=True)
-        ]
-
     def _fork(self, drawing: list[Sequence]) -> list[Sequence]:
-        """The sequences that get a token, with the other samples of a prompt behind the first."""
+        """The sequences that get a token, one for each row of logits: the other samples of a prompt behind the first.
+
+        Those that ended in this very step are among them.
+        """
         everyone: list[Sequence] = []
-        copies: list[tuple[int, int]] = []
         for sequence in drawing:
             request = sequence.request
             if request.is_forked or len(request.sequences) == 1:
                 everyone.append(sequence)
                 continue
-            copies += self._scheduler.fork(sequence, request.sequences[1:])
             everyone += request.sequences
-        if copies:
-            self._model.copy_blocks(copies)
+            if sequence.finish_reason is None:
+                copies = self._scheduler.fork(sequence, request.sequences[1:])
+                try:
+                    if copies:
+                        self._model.copy_blocks(copies)
+                except Exception as error:
+                    self._fail(request, error)
         return everyone
 
     def _draw(self, drawing: list[Sequence], logits: Floats) -> None:
-        rows: list[SampleRow] = []
-        kept: list[int] = []
+        rows: list[_Row] = []
         for index, sequence in enumerate(drawing):
             if sequence.finish_reason is not None:
-                continue  # failed in this very step
+                continue
             try:
-                rows.append(sequence.request.rules.row(sequence))
-                kept.append(index)
-            except NybbleError as error:  # the grammar of this request
+                rows.append((index, sequence, sequence.request.rules.row(sequence)))
+            except Exception as error:  # its grammar, for example
                 self._fail(sequence.request, error)
-        while kept:
+        for sequence, drawn in self._sample(logits, rows):
+            if sequence.finish_reason is not None:  # another sample of the request failed
+                continue
             try:
-                sampled = self._model.sample(logits if len(kept) == len(logits) else logits[kept], rows)
-                break
-            except BadLogitsError as error:
-                for row in sorted(error.rows, reverse=True):
-                    self._fail(drawing[kept[row]].request, error)
-                    del kept[row], rows[row]
-        now = time.monotonic()
-        for index, drawn in zip(kept, sampled if kept else [], strict=True):
-            sequence = drawing[index]
-            if sequence.finish_reason is None:
                 self._accept(sequence, drawn)
-                if sequence.request.metrics.first_token_time is None:
-                    sequence.request.metrics.first_token_time = now
+            except Exception as error:
+                self._fail(sequence.request, error)
+
+    def _sample(self, logits: Floats, rows: list[_Row]) -> list[tuple[Sequence, Sampled]]:
+        """Draw for all rows that a token can be drawn from; the requests of the others fail."""
+        while rows:
+            chosen = logits if len(rows) == len(logits) else logits[[index for index, _, _ in rows]]
+            try:
+                drawn = self._model.sample(chosen, [row for _, _, row in rows])
+                return [(sequence, one) for (_, sequence, _), one in zip(rows, drawn, strict=True)]
+            except Exception as error:
+                bad = set(error.rows) if isinstance(error, BadLogitsError) else set()
+                if not bad and len(rows) > 1:  # it does not say which: each row shows whether it is the one
+                    return [pair for row in rows for pair in self._sample(logits, [row])]
+                for at in bad or {0}:
+                    self._fail(rows[at][1].request, error)
+                rows = [row for row in rows if row[1].finish_reason is None]
+        return []
 
     def _accept(self, sequence: Sequence, drawn: Sampled) -> None:
         token_id, request = drawn.token_id, sequence.request
         params = request.params
         sequence.token_ids.append(token_id)
         self._generation_tokens += 1
+        if request.metrics.first_token_time is None:
+            request.metrics.first_token_time = time.monotonic()
         if params.logprobs is not None:
             sequence.cumulative_logprob += drawn.logprob
             sequence.logprobs.append(
@@ -343,16 +345,24 @@ class EngineCore:
             self._finish(sequence, "stop")
         elif len(sequence.token_ids) >= sequence.max_total_tokens:
             self._finish(sequence, "length")
-        elif sequence.matcher is not None and sequence.matcher.is_finished() and not self.eos_token_ids:
+        elif (
+            sequence.matcher is not None
+            and (params.ignore_eos or not self.eos_token_ids)  # otherwise the end token follows
+            and sequence.matcher.is_finished()
+        ):
             self._finish(sequence, "stop")
 
     # ---- ends ----
 
     def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
         sequence.finish_reason = reason
-        if sequence.request.params.detokenize:
-            sequence.output_text.append(sequence.text.flush())
         self._scheduler.remove(sequence)
+        if sequence.request.params.detokenize:
+            try:
+                sequence.output_text.append(sequence.text.flush())
+            except Exception as error:
+                sequence.finish_reason = "error"
+                self._fail(sequence.request, error)
 
     def _end(self, request: Request, reason: FinishReason) -> None:
         for sequence in request.sequences:
@@ -361,7 +371,9 @@ class EngineCore:
         self._forget(request)
 
     def _fail(self, request: Request, error: Exception) -> None:
-        request.error = str(error)
+        if not isinstance(error, NybbleError | BadLogitsError):
+            logger.error("request %s failed", request.request_id, exc_info=error)
+        request.error = request.error or str(error) or type(error).__name__
         self._end(request, "error")
 
     def _forget(self, request: Request) -> None:
@@ -372,16 +384,3 @@ class EngineCore:
 
     def _token_text(self, token_id: int) -> str | None:
         return None if self._tokenizer is None else self._tokenizer.decode([token_id], skip_special=False)
-
-
-def _hidden_wanted(sequence: Sequence, begin: int, num_tokens: int) -> tuple[int, int]:
-    """Of which tokens of this piece the hidden states are wanted: the first position and the count."""
-    request = sequence.request
-    prompt = sequence.num_prompt_tokens
-    if request.pooling == "mean":
-        return begin, num_tokens
-    if request.pooling == "last":
-        return prompt - 1, int(begin <= prompt - 1 < begin + num_tokens)
-    if request.params.prompt_logprobs is not None:
-        return begin, max(min(begin + num_tokens, prompt - 1) - begin, 0)
-    return begin, 0

@@ -62,6 +62,8 @@ class Sequence:
     told_tokens: int = 0
     told_pieces: int = 0
     is_told: bool = False  # that it is finished
+    _output: npt.NDArray[np.int32] | None = None  # room for all that it can write; the first of them are filled
+    _num_filled: int = 0
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -75,6 +77,16 @@ class Sequence:
     @property
     def num_output_tokens(self) -> int:
         return len(self.token_ids) - len(self.request.prompt_token_ids)
+
+    def output_array(self) -> npt.NDArray[np.int32]:
+        """The output as an array. Only what is new since the last call is copied."""
+        count = self.num_output_tokens
+        if self._output is None:
+            self._output = np.empty(self.max_total_tokens - self.num_prompt_tokens, np.int32)
+        if count > self._num_filled:
+            self._output[self._num_filled : count] = self.token_ids[self.num_prompt_tokens + self._num_filled :]
+            self._num_filled = count
+        return self._output[:count]
 
     def hash_of_block(self, index: int) -> bytes:
         """What the prefix cache knows a full block by."""
@@ -102,7 +114,7 @@ class Request:
     metrics: RequestMetrics = field(default_factory=lambda: RequestMetrics(time.monotonic()))
     num_cached_tokens: int | None = None
     prompt_logprobs: list[PositionLogprobs | None] = field(default_factory=list)
-    pooled: npt.NDArray[np.float32] | None = None
+    pooled: npt.NDArray[np.float64] | None = None  # the last hidden state, or the sum of all
     error: str | None = None
     is_forked: bool = False  # the samples beyond the first have their own blocks
 
@@ -115,6 +127,11 @@ class Request:
     def wants_all_hidden(self) -> bool:
         """Whether every token of the prompt has to go through the model, so that the prefix cache is of no use."""
         return self.params.prompt_logprobs is not None or self.pooling == "mean"
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether it ended by itself."""
+        return all(sequence.finish_reason in ("stop", "length") for sequence in self.sequences)
 
     @property
     def is_finished(self) -> bool:

@@ -41,9 +41,11 @@ class DrawRules:
         ends = set(params.stop_token_ids or ()) | (set() if params.ignore_eos else set(eos_token_ids))
         self._ends = tuple(sorted(i for i in ends if i < vocab_size))
         self._bad = _bad_sequences(params.bad_words or (), encode)
+        self._longest_bad = max(map(len, self._bad), default=0)
         self._penalises = (
             params.repetition_penalty != 1.0 or params.presence_penalty != 0.0 or params.frequency_penalty != 0.0
         )
+        self._prompt_ids: npt.NDArray[np.int32] | None = None  # made when the first token is drawn
 
     def row(self, sequence: Sequence) -> SampleRow:
         """How the next token of the sequence is drawn."""
@@ -56,8 +58,9 @@ class DrawRules:
             banned += self._banned_words(sequence)
         prompt_ids = output_ids = None
         if self._penalises:
-            prompt_ids = np.array(sequence.request.prompt_token_ids, np.int32)
-            output_ids = np.array(sequence.token_ids[sequence.num_prompt_tokens :], np.int32)
+            if self._prompt_ids is None:
+                self._prompt_ids = np.array(sequence.request.prompt_token_ids, np.int32)
+            prompt_ids, output_ids = self._prompt_ids, sequence.output_array()
         return SampleRow(
             temperature=params.temperature,
             top_k=params.top_k,
@@ -87,8 +90,13 @@ class DrawRules:
 
     def _banned_words(self, sequence: Sequence) -> tuple[int, ...]:
         """Last tokens of bad words of which all others have just been generated."""
-        output = sequence.token_ids[sequence.num_prompt_tokens :]
-        return tuple(word[-1] for word in self._bad if len(word) == 1 or output[-(len(word) - 1) :] == list(word[:-1]))
+        count = min(sequence.num_output_tokens, self._longest_bad - 1)
+        tail = tuple(sequence.token_ids[len(sequence.token_ids) - count :])
+        return tuple(
+            word[-1]
+            for word in self._bad
+            if len(word) == 1 or (len(word) - 1 <= count and tail[count + 1 - len(word) :] == word[:-1])
+        )
 
 
 def _bad_sequences(words: object, encode: Callable[[str], list[int]] | None) -> list[tuple[int, ...]]:
