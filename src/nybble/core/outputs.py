@@ -62,6 +62,7 @@ class RequestOutput:
     num_cached_tokens: int | None = None  # of the prompt, found in the prefix cache
     metrics: RequestMetrics | None = None
     error: str | None = None  # with finish_reason "error": what went wrong
+    is_refused: bool = False  # what went wrong is what the request asked for
 
 
 @dataclass(slots=True)

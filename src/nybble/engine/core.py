@@ -329,7 +329,7 @@ class EngineCore:
             )
         is_end = token_id in self.eos_token_ids and not params.ignore_eos
         if sequence.matcher is not None and not sequence.matcher.accept(token_id) and not is_end:
-            self._fail(request, ConfigError("the grammar does not allow the token that was drawn"))
+            self._fail(request, NybbleError("the grammar does not allow the token that was drawn"))
             return
         is_stop = token_id in (params.stop_token_ids or ())
         if params.detokenize and not is_end and (not is_stop or params.include_stop_str_in_output):
@@ -373,7 +373,9 @@ class EngineCore:
     def _fail(self, request: Request, error: Exception) -> None:
         if not isinstance(error, NybbleError | BadLogitsError):
             logger.error("request %s failed", request.request_id, exc_info=error)
-        request.error = request.error or str(error) or type(error).__name__
+        if request.error is None:
+            request.error = str(error) or type(error).__name__
+            request.is_refused = isinstance(error, ConfigError)
         self._end(request, "error")
 
     def _forget(self, request: Request) -> None:

@@ -116,6 +116,7 @@ class Request:
     prompt_logprobs: list[PositionLogprobs | None] = field(default_factory=list)
     pooled: npt.NDArray[np.float64] | None = None  # the last hidden state, or the sum of all
     error: str | None = None
+    is_refused: bool = False  # the error is in what it asked for
     is_forked: bool = False  # the samples beyond the first have their own blocks
 
     @property

@@ -56,6 +56,9 @@ class DrawRules:
         banned = self._ends if count < params.min_tokens and not complete else ()
         if self._bad:
             banned += self._banned_words(sequence)
+        mask = self._mask(sequence)
+        if sequence.matcher is not None and mask is not None:
+            _check_something_is_left(mask, banned)
         prompt_ids = output_ids = None
         if self._penalises:
             if self._prompt_ids is None:
@@ -69,7 +72,7 @@ class DrawRules:
             seed=sequence.seed,
             position=count,
             logprobs=params.logprobs,
-            allowed_mask=self._mask(sequence),
+            allowed_mask=mask,
             banned_ids=banned,
             logit_bias=self._bias,
             repetition_penalty=params.repetition_penalty,
@@ -96,6 +99,18 @@ class DrawRules:
             word[-1]
             for word in self._bad
             if len(word) == 1 or (len(word) - 1 <= count and tail[count + 1 - len(word) :] == word[:-1])
+        )
+
+
+def _check_something_is_left(mask: Bitmask, banned: tuple[int, ...]) -> None:
+    """Raises ConfigError if a grammar and the other rules of a request exclude each other."""
+    if banned:
+        mask = mask.copy()
+        for token_id in banned:
+            mask[token_id // 32] &= ~np.uint32(1 << token_id % 32)
+    if not mask.any():
+        raise ConfigError(
+            "structured_outputs with allowed_token_ids, bad_words or min_tokens leaves no token to go on with"
         )
 
 

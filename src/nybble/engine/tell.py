@@ -50,6 +50,7 @@ def request_output(request: Request) -> RequestOutput | None:
         num_cached_tokens=request.num_cached_tokens,
         metrics=request.metrics,
         error=request.error,
+        is_refused=request.is_refused,
     )
 
 

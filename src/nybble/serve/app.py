@@ -14,6 +14,7 @@ from starlette.responses import Response
 from nybble import __version__
 from nybble.engine.async_engine import AsyncEngine
 from nybble.serve.admission import Admission
+from nybble.serve.bodies import JsonRoute, check_length
 from nybble.serve.errors import ApiError, add_error_handlers
 from nybble.serve.guard import Guard
 from nybble.serve.metrics import Metrics
@@ -28,8 +29,11 @@ from nybble.serve.settings import ServeSettings
 
 def create_app(engine: AsyncEngine, settings: ServeSettings) -> FastAPI:
     """The routes over an engine. `app.state.server` is what they share."""
-    server = Server(engine, settings, Admission(settings), Metrics(engine.stats), int(time.time()))
+    admission = Admission(settings)
+    metrics = Metrics(engine.stats, lambda: admission.num_refused)
+    server = Server(engine, settings, admission, metrics, int(time.time()))
     app = FastAPI(title="nybble", version=__version__, docs_url=None, redoc_url=None)
+    app.router.route_class = JsonRoute
     app.state.server = server
     add_error_handlers(app)
     _add_openai_routes(app, server)
@@ -75,7 +79,7 @@ def _add_openai_routes(app: FastAPI, server: Server) -> None:
 
 
 def _add_own_routes(app: FastAPI, server: Server) -> None:
-    engine = server.engine
+    engine, settings = server.engine, server.settings
 
     @app.get("/health")
     async def health() -> Response:
@@ -99,9 +103,11 @@ def _add_own_routes(app: FastAPI, server: Server) -> None:
 
     @app.post("/tokenize")
     async def tokenize(body: TokenizeBody) -> dict[str, Any]:
+        server.check_model(body.model or settings.model_name)
         if (body.prompt is None) == (body.messages is None):
             raise ApiError(400, "give either prompt or messages")
         if body.prompt is not None:
+            check_length(len(body.prompt), engine.context, "prompt")
             ids = await asyncio.to_thread(engine.tokenizer.encode, body.prompt, add_special=body.add_special_tokens)
         else:
             ids = await asyncio.to_thread(
@@ -116,6 +122,7 @@ def _add_own_routes(app: FastAPI, server: Server) -> None:
 
     @app.post("/detokenize")
     async def detokenize(body: DetokenizeBody) -> dict[str, str]:
+        server.check_model(body.model or settings.model_name)
         unknown = next((i for i in body.tokens if i >= engine.tokenizer.vocab_size), None)
         if unknown is not None:
             raise ApiError(400, f"{unknown} is not a token id of this model", param="tokens")

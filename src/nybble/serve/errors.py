@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.responses import Response
 
 from nybble.core.errors import NybbleError
+from nybble.core.sampling import SamplingParams
 from nybble.engine.async_engine import EngineDeadError
 
 logger = logging.getLogger(__name__)
@@ -51,9 +53,11 @@ def error_response(
     param: str | None = None,
     code: str | None = None,
     headers: dict[str, str] | None = None,
-) -> JSONResponse:
+) -> Response:
     """The answer that says so."""
-    return JSONResponse(error_body(status, message, param=param, code=code), status, headers=headers)
+    body = error_body(status, message, param=param, code=code)
+    # In ASCII, because a message may quote what is not Unicode.
+    return Response(json.dumps(body), status, headers=headers, media_type="application/json")
 
 
 def as_api_error(error: Exception) -> ApiError:
@@ -62,33 +66,61 @@ def as_api_error(error: Exception) -> ApiError:
         return error
     if isinstance(error, NybbleError):
         code = "context_length_exceeded" if "context holds" in str(error) else None
-        return ApiError(400, str(error), code=code)
+        # Messages about a parameter begin with its name.
+        name = (str(error).split() or [""])[0]
+        param = name if name in SamplingParams.__dataclass_fields__ else None
+        return ApiError(400, str(error), code=code, param=param)
     if isinstance(error, EngineDeadError):
         return ApiError(503, str(error), headers={"Retry-After": "5"})
     logger.exception("a request failed", exc_info=error)
     return ApiError(500, "the server failed on this request; its log says why")
 
 
+def _described(error: RequestValidationError) -> tuple[str | None, str]:
+    """Which field of a body is to blame, and why."""
+    if isinstance(error.body, bytes):
+        return None, "the body must be JSON: send it with the header Content-Type: application/json"
+    found = [(_path(problem["loc"], error.body), problem) for problem in error.errors()]
+    # A value that may have several types has an error for each: the one that understood most of it says it best.
+    path, first = max(found, key=lambda one: len(one[0]))
+    where = ".".join(path) or None
+    if first["type"] == "extra_forbidden":
+        return where, f"{where} is not supported"
+    if first["type"] == "json_invalid":
+        return None, f"the body is not valid JSON: {first.get('ctx', {}).get('error', first['msg'])}"
+    reasons = dict.fromkeys(problem["msg"] for other, problem in found if other == path)
+    return where, f"{where or 'the body'}: {'; or '.join(reasons)}"
+
+
+def _path(location: tuple[Any, ...], body: Any) -> list[str]:
+    """The names of fields in a location, without those of the types that were tried."""
+    path = []
+    for place, part in enumerate(location):
+        if part == "body" and place == 0:
+            continue
+        if (isinstance(body, dict) and part in body) or (
+            isinstance(body, list) and isinstance(part, int) and part < len(body)
+        ):
+            body = body[part]
+        elif not (isinstance(body, dict) and place == len(location) - 1 and place > 0):
+            continue  # a type; but the last name of all, if it is not there, is that of a missing field
+        path.append(str(part))
+    return path
+
+
 def add_error_handlers(app: FastAPI) -> None:
     """Every error leaves in the same shape."""
 
-    async def on_error(request: Request, error: Exception) -> JSONResponse:
+    async def on_error(request: Request, error: Exception) -> Response:
         told = as_api_error(error)
         return error_response(told.status, told.message, param=told.param, code=told.code, headers=told.headers)
 
-    async def on_invalid(request: Request, error: Exception) -> JSONResponse:
+    async def on_invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"] if part not in ("body", "query")) or None
-        if first["type"] == "extra_forbidden":
-            message = f"{where} is not supported"
-        elif first["type"] == "json_invalid":
-            message = f"the body is not valid JSON: {first.get('ctx', {}).get('error', first['msg'])}"
-        else:
-            message = f"{where or 'the body'}: {first['msg']}"
-        return error_response(400, message, param=where)
+        param, message = _described(error)
+        return error_response(400, message, param=param)
 
-    async def on_http(request: Request, error: Exception) -> JSONResponse:
+    async def on_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         message = {
             404: f"there is no {request.url.path} here",

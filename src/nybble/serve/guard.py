@@ -6,15 +6,17 @@ import hmac
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from starlette.exceptions import HTTPException
+
 from nybble.serve.errors import error_response
-from nybble.serve.settings import LOOPBACK, ServeSettings
+from nybble.serve.settings import ServeSettings, is_loopback
 
 Scope = MutableMapping[str, Any]
 Messages = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Messages, Send], Awaitable[None]]
 
-# Answered to everybody: a supervisor has no key.
+# Answered to everybody: a supervisor has no key. Any other path, known or not, wants it.
 _OPEN_PATHS = frozenset({"/health", "/ready", "/version"})
 
 
@@ -30,31 +32,32 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        refusal = self._refusal(scope, headers)
+        refusal = self._refusal(scope, dict(scope["headers"]))  # h11 has made the names lower case
         if refusal is not None:
             await refusal(scope, receive, send)
             return
         await self._app(scope, self._limited(receive), send)
 
-    def _refusal(self, scope: Scope, headers: dict[str, str]) -> Any:
+    def _refusal(self, scope: Scope, headers: dict[bytes, bytes]) -> Any:
         settings = self._settings
-        if settings.checks_host and _host_name(headers.get("host", "")) not in LOOPBACK:
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > settings.max_header_bytes:
+            return error_response(431, f"the headers are larger than {settings.max_header_bytes} bytes")
+        if settings.checks_host and not is_loopback(_host_name(headers.get(b"host", b"").decode("latin-1"))):
             return error_response(403, "this server answers only under the name localhost or 127.0.0.1")
         if self._key is not None and scope["path"] not in _OPEN_PATHS and scope["method"] != "OPTIONS":
-            scheme, _, given = headers.get("authorization", "").partition(" ")
+            scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
             # Compared in constant time, so that the time of the answer says nothing about the key.
-            same = hmac.compare_digest(given.strip().encode(), self._key)
-            if scheme.lower() != "bearer" or not same:
+            same = hmac.compare_digest(given.strip(), self._key)
+            if scheme.lower() != b"bearer" or not same:
                 return error_response(
                     401,
                     "a valid API key is needed: send it as 'Authorization: Bearer KEY'",
                     code="invalid_api_key",
                     headers={"WWW-Authenticate": "Bearer"},
                 )
-        length = headers.get("content-length", "0")
+        length = headers.get(b"content-length", b"0").decode("latin-1")
         if not length.isdecimal() or int(length) > settings.max_body_bytes:
-            return _too_large(settings)
+            return error_response(413, _too_large(settings))
         return None
 
     def _limited(self, receive: Messages) -> Messages:
@@ -66,14 +69,14 @@ class Guard:
             message = await receive()
             left -= len(message.get("body", b""))
             if left < 0:
-                return {"type": "http.disconnect"}
+                raise HTTPException(413, _too_large(self._settings))
             return message
 
         return counted
 
 
-def _too_large(settings: ServeSettings) -> Any:
-    return error_response(413, f"the body is larger than {settings.max_body_bytes} bytes")
+def _too_large(settings: ServeSettings) -> str:
+    return f"the body is larger than {settings.max_body_bytes} bytes"
 
 
 def _host_name(host: str) -> str:

@@ -6,7 +6,8 @@ import asyncio
 import logging
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from types import FrameType
 
 import uvicorn
@@ -92,5 +93,6 @@ async def _drain(server: Server, timeout: float, again: asyncio.Event) -> None:
 class _Http(uvicorn.Server):
     """Signals are ours."""
 
-    def install_signal_handlers(self) -> None:
-        return
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield

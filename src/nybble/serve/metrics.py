@@ -17,8 +17,9 @@ _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 
 class _EngineCollector:
     """Reads the engine when it is asked."""
 
-    def __init__(self, stats: Callable[[], EngineStats]) -> None:
+    def __init__(self, stats: Callable[[], EngineStats], refused: Callable[[], int]) -> None:
         self._stats = stats
+        self._refused = refused
 
     def collect(self) -> Iterable[Metric]:
         stats = self._stats()
@@ -40,6 +41,7 @@ class _EngineCollector:
             "prefix_cache_queries": ("Prompt tokens looked for in the prefix cache.", stats.prefix_queries),
             "prefix_cache_hits": ("Prompt tokens found in the prefix cache.", stats.prefix_hits),
             "preemptions": ("Sequences that had to give their memory back and start again.", stats.num_preemptions),
+            "requests_refused": ("Requests that were told to come back later.", self._refused()),
         }
         for name, (text, value) in counters.items():
             yield CounterMetricFamily(f"nybble_{name}", text, value)
@@ -48,9 +50,10 @@ class _EngineCollector:
 class Metrics:
     """The registry of one server."""
 
-    def __init__(self, stats: Callable[[], EngineStats]) -> None:
+    def __init__(self, stats: Callable[[], EngineStats], refused: Callable[[], int]) -> None:
+        """refused: how many requests admission turned away."""
         self._registry = CollectorRegistry()
-        self._registry.register(_EngineCollector(stats))
+        self._registry.register(_EngineCollector(stats, refused))
         registry = self._registry
         self._ttft = Histogram(
             "nybble_time_to_first_token_seconds",

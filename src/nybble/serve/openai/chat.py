@@ -9,14 +9,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import Request
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
+from nybble.core.errors import ConfigError
 from nybble.core.outputs import CompletionOutput, PositionLogprobs
 from nybble.core.sampling import SamplingParams, StructuredOutputsParams
 from nybble.serve.errors import ApiError
 from nybble.serve.openai.conversation import prompt_ids
-from nybble.serve.openai.job import Server, events, first_or_raise, new_id, now, unless_disconnected, usage
+from nybble.serve.openai.job import Server, event_stream, new_id, now, unless_disconnected, usage
 from nybble.serve.openai.logprobs import chat_logprobs
 from nybble.serve.openai.params import sampling_params
 from nybble.serve.openai.schemas import ChatBody, NamedTool
@@ -76,16 +77,7 @@ class Chat:
         with ExitStack() as admitted:
             admitted.enter_context(server.admission.admit(server.cost(len(plan.prompt), plan.params)))
             if body.stream:
-                chunks = await unless_disconnected(request, first_or_raise(self._chunks(plan)))
-                kept = admitted.pop_all()
-
-                async def stream() -> AsyncGenerator[bytes, None]:
-                    with kept:
-                        async with aclosing(events(chunks)) as lines:
-                            async for line in lines:
-                                yield line
-
-                return StreamingResponse(stream(), media_type="text/event-stream")
+                return await event_stream(request, self._chunks(plan), admitted)
             return JSONResponse(await unless_disconnected(request, self._whole(plan)))
 
     def _plan(self, body: ChatBody) -> _Plan:
@@ -95,7 +87,10 @@ class Chat:
         if body.top_logprobs is not None and not body.logprobs:
             raise ApiError(400, "top_logprobs needs logprobs", param="top_logprobs")
         specs = (body.tools or []) if choice != "none" else []
-        tools = [Tool(spec.function.name, spec.function.parameters) for spec in specs]
+        try:
+            tools = [Tool(spec.function.name, spec.function.parameters) for spec in specs]
+        except ConfigError as error:
+            raise ApiError(400, str(error), param="tools") from None
         tool_format = detect_tool_format(self._server.engine.chat_template_source)
         parallel = body.parallel_tool_calls is not False
         forced: StructuredOutputsParams | None = None
@@ -103,6 +98,12 @@ class Chat:
             forced = forced_call(tools, tool_format, name=choice.function.name, parallel=False)
         elif choice == "required":
             forced = forced_call(tools, tool_format, parallel=parallel)
+        if None not in (body.max_tokens, body.max_completion_tokens) and body.max_tokens != body.max_completion_tokens:
+            raise ApiError(
+                400,
+                "max_completion_tokens is the newer name of max_tokens: give one of them",
+                param="max_completion_tokens",
+            )
         limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
         params = sampling_params(
             body,

@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import Request
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
 from nybble.core.outputs import CompletionOutput, PositionLogprobs
 from nybble.core.sampling import SamplingParams
+from nybble.serve.bodies import check_length
 from nybble.serve.errors import ApiError
-from nybble.serve.openai.job import Server, all_of, events, first_or_raise, new_id, now, unless_disconnected, usage
+from nybble.serve.openai.job import Server, all_of, event_stream, new_id, now, unless_disconnected, usage
 from nybble.serve.openai.logprobs import completion_logprobs
 from nybble.serve.openai.params import sampling_params
 from nybble.serve.openai.schemas import CompletionBody
@@ -85,16 +86,7 @@ class Completions:
                 server.admission.admit(sum(server.cost(len(job.prompt_ids), params) for job in jobs))
             )
             if body.stream:
-                chunks = await unless_disconnected(request, first_or_raise(self._chunks(body, params, jobs)))
-                kept = admitted.pop_all()
-
-                async def stream() -> AsyncGenerator[bytes, None]:
-                    with kept:
-                        async with aclosing(events(chunks)) as lines:
-                            async for line in lines:
-                                yield line
-
-                return StreamingResponse(stream(), media_type="text/event-stream")
+                return await event_stream(request, self._chunks(body, params, jobs), admitted)
             await unless_disconnected(request, self._run_all(body, params, jobs))
         return JSONResponse(self._whole(body, params, jobs))
 
@@ -106,6 +98,8 @@ class Completions:
         limit = self._server.settings.max_prompts
         if not 1 <= len(prompts) <= limit:
             raise ApiError(400, f"a request must have 1 to {limit} prompts, not {len(prompts)}", param="prompt")
+        for one in prompts:
+            check_length(len(one), self._server.engine.context, "prompt")
         encode = self._server.engine.tokenizer.encode
         return [
             (encode(one, add_special=body.add_special_tokens), one) if isinstance(one, str) else (list(one), None)

@@ -6,10 +6,15 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from nybble.serve.bodies import check_length
 from nybble.serve.errors import ApiError
 from nybble.serve.openai.job import Server
 from nybble.serve.openai.schemas import ChatMessage, ToolSpec
 from nybble.tokenizer import render_to_ids
+
+_RESERVED = {
+    "messages", "tools", "add_generation_prompt", "bos_token", "eos_token", "chat_template", "tokenize"
+}  # fmt: skip
 
 
 def prompt_ids(
@@ -29,8 +34,9 @@ def prompt_ids(
     engine = server.engine
     if engine.chat_template is None:
         raise ApiError(400, "this model has no chat template, it was not made for chats: use /v1/completions")
+    check_length(sum(_num_chars(message) for message in messages), engine.context, "messages")
     given = dict(variables or {})
-    reserved = {"messages", "tools", "add_generation_prompt", "bos_token", "eos_token"} & set(given)
+    reserved = _RESERVED & set(given)
     if reserved:
         raise ApiError(400, f"chat_template_kwargs must not set {min(reserved)}", param="chat_template_kwargs")
     if tools:
@@ -43,6 +49,11 @@ def prompt_ids(
         bos_token_id=engine.prompt_bos_token_id,
         **given,
     )
+
+
+def _num_chars(message: ChatMessage) -> int:
+    content = message.content or ""
+    return len(content) if isinstance(content, str) else sum(len(part.text) for part in content)
 
 
 def as_template_message(message: ChatMessage, place: int) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from fastapi import Request
 
+from nybble.serve.bodies import check_length
 from nybble.serve.errors import ApiError
 from nybble.serve.openai.job import Server, all_of, new_id, unless_disconnected
 from nybble.serve.openai.schemas import EmbeddingBody
@@ -52,6 +53,8 @@ class Embeddings:
         limit = self._server.settings.max_prompts
         if not 1 <= len(many) <= limit:
             raise ApiError(400, f"a request must have 1 to {limit} inputs, not {len(many)}", param="input")
+        for one in many:
+            check_length(len(one), self._server.engine.context, "input")
         encode = self._server.engine.tokenizer.encode
         return [encode(one, add_special=True) if isinstance(one, str) else list(one) for one in many]
 

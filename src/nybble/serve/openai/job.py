@@ -7,11 +7,14 @@ import json
 import secrets
 import time
 from collections.abc import AsyncGenerator, Awaitable, Coroutine, Iterable, Sequence
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from fastapi import Request
+from fastapi.responses import StreamingResponse
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from nybble.core.outputs import RequestOutput
 from nybble.core.sampling import SamplingParams
@@ -75,7 +78,7 @@ class Server:
                 async for last in stream:
                     num_tokens += sum(len(sample.token_ids) for sample in last.outputs)
                     if last.error is not None:
-                        raise ApiError(500, f"the request failed: {last.error}")
+                        raise ApiError(400 if last.is_refused else 500, f"the request failed: {last.error}")
                     yield last
         finally:
             if last is not None:
@@ -129,29 +132,43 @@ def event(data: dict[str, Any]) -> bytes:
 DONE = b"data: [DONE]\n\n"
 
 
-async def events(chunks: AsyncGenerator[dict[str, Any], None]) -> AsyncGenerator[bytes, None]:
-    """Chunks as server-sent events; an error becomes the last one."""
+Chunks = AsyncGenerator[dict[str, Any], None]
+
+
+async def event_stream(request: Request, chunks: Chunks, admitted: ExitStack) -> Response:
+    """Chunks as an answer of server-sent events, which keeps what `admitted` holds until it ends.
+
+    Raises:
+        Exception: whatever comes before the first chunk, so that it is still an answer with a status of its own.
+    """
+    first = await unless_disconnected(request, anext(chunks))
+    return _EventStream(first, chunks, admitted.pop_all())
+
+
+class _EventStream(StreamingResponse):
+    def __init__(self, first: dict[str, Any], chunks: Chunks, admitted: ExitStack) -> None:
+        super().__init__(_events(first, chunks), media_type="text/event-stream")
+        self._chunks = chunks
+        self._admitted = admitted
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # Here and not in the generator, which never begins if the client has left already.
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._admitted.close()
+            await self._chunks.aclose()
+
+
+async def _events(first: dict[str, Any], chunks: Chunks) -> AsyncGenerator[bytes, None]:
+    yield event(first)
     try:
-        async with aclosing(chunks):
-            async for chunk in chunks:
-                yield event(chunk)
-    except Exception as error:
+        async for chunk in chunks:
+            yield event(chunk)
+    except Exception as error:  # too late for a status: it is the last event
         told = as_api_error(error)
         yield event(error_body(told.status, told.message, param=told.param, code=told.code))
     yield DONE
-
-
-async def first_or_raise(chunks: AsyncGenerator[dict[str, Any], None]) -> AsyncGenerator[dict[str, Any], None]:
-    """The same chunks, with the first one here already: an error before it is still an answer with a status."""
-    first = await anext(chunks)
-
-    async def all_of_them() -> AsyncGenerator[dict[str, Any], None]:
-        async with aclosing(chunks):
-            yield first
-            async for chunk in chunks:
-                yield chunk
-
-    return all_of_them()
 
 
 def usage(num_prompt_tokens: int, num_new_tokens: int, num_cached_tokens: int | None) -> dict[str, Any]:

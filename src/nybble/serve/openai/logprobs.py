@@ -58,5 +58,6 @@ def completion_logprobs(
             alternatives.append(None)
         else:
             best = sorted(position.values(), key=lambda other: -other.logprob)[:top]
-            alternatives.append({other.decoded_token or "": max(other.logprob, _LOWEST) for other in best})
+            # From the least likely on: of several tokens with the same text, the likeliest one is told.
+            alternatives.append({other.decoded_token or "": max(other.logprob, _LOWEST) for other in reversed(best)})
     return {"tokens": tokens, "token_logprobs": values, "top_logprobs": alternatives, "text_offset": offsets}

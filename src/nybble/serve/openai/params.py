@@ -37,6 +37,8 @@ def sampling_params(
     stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
     if len(stops) > settings.max_stop_strings:
         raise ApiError(400, f"there are more than {settings.max_stop_strings} stop strings", param="stop")
+    if any(len(text) > settings.max_stop_chars for text in stops):
+        raise ApiError(400, f"a stop string has more than {settings.max_stop_chars} characters", param="stop")
     if (body.n or 1) > settings.max_n:
         raise ApiError(400, f"n must be at most {settings.max_n}", param="n")
     values: dict[str, Any] = {name: getattr(body, name) for name in _SAME if getattr(body, name) is not None}
