@@ -149,7 +149,7 @@ def test_wrong_hyper_parameters(tmp_path: Path, config: dict[str, Any], reason: 
         ({"rope_scaling": {"rope_type": "magic"}}, "'magic' is not supported"),
         ({"rope_scaling": {"rope_type": "llama3", "low_freq_factor": 2, "high_freq_factor": 2}}, "high_freq"),
         ({"rope_parameters": 3}, "rope_parameters is 3"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "gptq"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "bits = None"),
         ({"hidden_act": "relu"}, "'relu'"),
         ({"hidden_act": "gelu_pytorch_tanh"}, "gelu_pytorch_tanh"),
         ({"mlp_bias": True}, "mlp_bias"),

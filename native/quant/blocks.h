@@ -90,6 +90,13 @@ struct Grouped<8, group> {
     uint8_t pad[3];
     uint8_t codes[group];
 };
+
+// value = d * table[code]: bitsandbytes' NF4 and FP4, with their tables in integers (raw_codes.h).
+template <Format format>
+struct Codebook {
+    float d;
+    uint8_t codes[32];  // 64 weights, the first of two in the low nibble
+};
 static_assert(sizeof(Q4_0) == info(Format::Q4_0).block_bytes);
 static_assert(sizeof(Q4_1) == info(Format::Q4_1).block_bytes);
 static_assert(sizeof(Q5_0) == info(Format::Q5_0).block_bytes);
@@ -111,5 +118,7 @@ static_assert(sizeof(Grouped<4, 32>) == info(Format::U4_32).block_bytes);
 static_assert(sizeof(Grouped<4, 128>) == info(Format::U4_128).block_bytes);
 static_assert(sizeof(Grouped<8, 32>) == info(Format::U8_32).block_bytes);
 static_assert(sizeof(Grouped<8, 128>) == info(Format::U8_128).block_bytes);
+static_assert(sizeof(Codebook<Format::NF4_64>) == info(Format::NF4_64).block_bytes);
+static_assert(sizeof(Codebook<Format::FP4_64>) == info(Format::FP4_64).block_bytes);
 
 }  // namespace nybble::raw

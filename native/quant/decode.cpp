@@ -94,6 +94,17 @@ void decode(const uint8_t* src, float* dst, std::size_t n, std::size_t block_siz
     }
 }
 
+template <Format format>
+void decode_codebook(const uint8_t* src, float* dst, std::size_t n) {
+    for (std::size_t done = 0; done < n; done += 64, src += sizeof(raw::Codebook<format>), dst += 64) {
+        raw::Codebook<format> block;
+        std::memcpy(&block, src, sizeof block);
+        for (int i = 0; i < 64; ++i) {
+            dst[i] = block.d * static_cast<float>(codebook_value<format>(block.codes[i / 2] >> 4 * (i % 2) & 15));
+        }
+    }
+}
+
 template <class Half>
 void decode_halves(const uint8_t* src, float* dst, std::size_t n, Half to_float) {
     for (std::size_t i = 0; i < n; ++i) {
@@ -136,6 +147,8 @@ void dequantize(Format format, const void* src, float* dst, std::size_t n) {
         case Format::U4_128: return decode<Grouped<4, 128>, 0, true, grouped_scale>(bytes, dst, n, size);
         case Format::U8_32: return decode<Grouped<8, 32>, 0, true, grouped_scale>(bytes, dst, n, size);
         case Format::U8_128: return decode<Grouped<8, 128>, 0, true, grouped_scale>(bytes, dst, n, size);
+        case Format::NF4_64: return decode_codebook<Format::NF4_64>(bytes, dst, n);
+        case Format::FP4_64: return decode_codebook<Format::FP4_64>(bytes, dst, n);
         case Format::count_: return;
     }
 }

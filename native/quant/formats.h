@@ -25,7 +25,7 @@ enum class Format {
     IQ4_NL,
     IQ4_XS,
     MXFP4,
-    // What the safetensors dialects become: no file of ours has them (native/quant/packed_grouped.h).
+    // What the safetensors dialects become: no file of ours has them (packed_grouped.h, packed_codebook.h).
     U2_32,
     U2_128,
     U3_32,
@@ -34,6 +34,8 @@ enum class Format {
     U4_128,
     U8_32,
     U8_128,
+    NF4_64,
+    FP4_64,
     count_,
 };
 
@@ -71,6 +73,8 @@ inline constexpr std::array<FormatInfo, static_cast<int>(Format::count_)> kForma
     {"U4_128", kNotInGguf, 128, 68},
     {"U8_32", kNotInGguf, 32, 40},
     {"U8_128", kNotInGguf, 128, 136},
+    {"NF4_64", kNotInGguf, 64, 36},
+    {"FP4_64", kNotInGguf, 64, 36},
 }};
 
 constexpr const FormatInfo& info(Format format) { return kFormats[static_cast<int>(format)]; }

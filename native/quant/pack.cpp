@@ -50,14 +50,16 @@ void unpack_units(const uint8_t* unit, std::size_t cols, int row, float* dst) {
     constexpr int offset = Q::shift < 0 ? 0 : 1 << (Q::shift < 0 ? 0 : Q::shift);
     for (std::size_t k = 0; k < cols; k += Q::unit_k, unit += Q::unit_bytes) {
         for (int kb = 0; kb < Q::unit_k / 32; ++kb, dst += 32) {
-            OneRow::B words[8];
+            OneRow::B words[packed::kNumCodes<Q>];
             OneRow::F ws[2], wm[2];
             Q::template codes<OneRow>(unit, kb, row, words);
             Q::template scales<OneRow>(unit, kb, row, ws, wm);
-            uint8_t codes[32];
+            uint8_t codes[4 * packed::kNumCodes<Q>];
             std::memcpy(codes, words, sizeof codes);
             for (int i = 0; i < 32; ++i) {
-                float x = ws[i * Q::subs / 32] * static_cast<float>(codes[i] - offset);
+                int code = codes[i] - offset;
+                if constexpr (packed::kTwoPlanes<Q>) code = 256 * code + codes[32 + i] - offset;
+                float x = ws[i * Q::subs / 32] * static_cast<float>(code);
                 if constexpr (Q::has_min) x = x + wm[i * Q::subs / 32];
                 dst[i] = x;
             }

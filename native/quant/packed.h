@@ -2,6 +2,7 @@
 #pragma once
 
 #include "quant/formats.h"
+#include "quant/packed_codebook.h"
 #include "quant/packed_grouped.h"
 #include "quant/packed_k.h"
 #include "quant/packed_legacy.h"
@@ -37,6 +38,8 @@ NYBBLE_PACKED(U4_32);
 NYBBLE_PACKED(U4_128);
 NYBBLE_PACKED(U8_32);
 NYBBLE_PACKED(U8_128);
+NYBBLE_PACKED(NF4_64);
+NYBBLE_PACKED(FP4_64);
 #undef NYBBLE_PACKED
 
 // Calls f(type) with the packed type of `format`, which must not be a float format.
@@ -63,7 +66,9 @@ decltype(auto) with_packed(Format format, Function&& f) {
         case Format::U4_32: return f(packed::U4_32{});
         case Format::U4_128: return f(packed::U4_128{});
         case Format::U8_32: return f(packed::U8_32{});
-        default: return f(packed::U8_128{});
+        case Format::U8_128: return f(packed::U8_128{});
+        case Format::NF4_64: return f(packed::NF4_64{});
+        default: return f(packed::FP4_64{});
     }
 }
 

@@ -196,6 +196,7 @@ int main(int argc, char** argv) {
         make_case<Format::Q3_K>("Q3_K", 1),     make_case<Format::Q4_K>("Q4_K", 2),
         make_case<Format::Q5_K>("Q5_K", 2),     make_case<Format::Q6_K>("Q6_K", 1),
         make_case<Format::IQ4_XS>("IQ4_XS", 1), make_case<Format::U4_128>("U4_128", 1),
+        make_case<Format::NF4_64>("NF4_64", 1),
     };
     for (Isa isa : {Isa::avx512, Isa::avx2, Isa::generic}) {
         if (!supported(isa) || (argc > 1 && parse_isa(argv[1]) != isa)) continue;

@@ -57,12 +57,12 @@ bool kernels_see(const uint8_t* packed, std::size_t group_bytes, std::size_t row
         const uint8_t* unit = packed + row0 / 16 * group_bytes;
         for (std::size_t k = 0; k < kCols; k += 32) {
             const int kb = static_cast<int>(k % Q::unit_k / 32);
-            typename S::B codes[8];
+            typename S::B codes[packed::kNumCodes<Q>];
             typename S::F scales[2], minima[2];
             Q::template codes<S>(unit + k / Q::unit_k * Q::unit_bytes, kb, static_cast<int>(row0 % 16), codes);
             Q::template scales<S>(unit + k / Q::unit_k * Q::unit_bytes, kb, static_cast<int>(row0 % 16), scales,
                                   minima);
-            uint8_t bytes[8][4 * S::lanes];
+            uint8_t bytes[packed::kNumCodes<Q>][4 * S::lanes];
             float ws[2][S::lanes] = {}, wm[2][S::lanes] = {};
             std::memcpy(bytes, codes, sizeof bytes);
             for (int sub = 0; sub < Q::subs; ++sub) {
@@ -72,7 +72,11 @@ bool kernels_see(const uint8_t* packed, std::size_t group_bytes, std::size_t row
             for (std::size_t r = 0; r < S::lanes && row0 + r < rows; ++r) {
                 for (int i = 0; i < 32; ++i) {
                     const int code = bytes[i / 4][4 * r + i % 4], sub = i * Q::subs / 32;
-                    float x = ws[sub][r] * static_cast<float>(code - offset);
+                    int value = code - offset;
+                    if constexpr (packed::kTwoPlanes<Q>) {
+                        value = 256 * value + bytes[8 + i / 4][4 * r + i % 4] - offset;
+                    }
+                    float x = ws[sub][r] * static_cast<float>(value);
                     if (Q::has_min) x = x + wm[sub][r];
                     same &= code <= Q::max_code && same_bits(x, expected[(row0 + r) * kCols + k + i]);
                 }

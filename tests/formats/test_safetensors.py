@@ -80,7 +80,7 @@ CASES = {
     "too small": (raw.safetensors_bytes({"a": entry(offsets=[0, 12])}, bytes(16)), "needs 16 bytes, has 12"),
     "past the end": (raw.safetensors_bytes({"a": entry()}, bytes(15)), "truncated or damaged"),
     "huge": (raw.safetensors_bytes({"a": entry(shape=[2**62] * 8)}, bytes(16)), "truncated or damaged"),
-    "unknown type": (raw.safetensors_bytes({"a": entry(dtype="F8_E5M2")}, bytes(16)), "F8_E4M3"),
+    "unknown type": (raw.safetensors_bytes({"a": entry(dtype="F8_E5M2")}, bytes(16)), "F8_E5M2"),
     "type of a type": (raw.safetensors_bytes({"a": entry(dtype=[1])}, bytes(16)), "does not read"),
     "block type": (raw.safetensors_bytes({"a": entry(dtype="Q4_0", offsets=[0, 72])}, bytes(72)), "does not read"),
     "overlap": (raw.safetensors_bytes({"a": entry(), "b": entry(offsets=[8, 24])}, bytes(24)), "'a' and 'b' overlap"),

@@ -5,13 +5,16 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from nybble import _native
 from nybble.core.spec import LayerSpec, ModelSpec, RopeSpec
+from nybble.quant.codebook import pack_codebook
 from nybble.quant.formats import FORMATS
+from nybble.quant.grouped import pack_grouped
 from nybble.quant.reference import dequantize
 
 Floats = npt.NDArray[np.float32]
@@ -79,6 +82,8 @@ def random_matrix(fmt: str, shape: tuple[int, int], rng: np.random.Generator) ->
             return (values.view(np.uint32) >> 16).astype(np.uint16).tobytes()
         return values.astype(np.float32 if fmt == "F32" else np.float16).tobytes()
     form = FORMATS[fmt]
+    if form.ggml_type is None:
+        return random_dialect(fmt, shape, rng)
     blocks = rng.integers(0, 256, (rows * cols // form.block_size, form.block_bytes), dtype=np.uint8)
     if fmt == "MXFP4":
         blocks[:, 0] = rng.integers(120, 124, len(blocks))
@@ -92,6 +97,20 @@ def random_matrix(fmt: str, shape: tuple[int, int], rng: np.random.Generator) ->
     rms = np.sqrt((dequantize(form, blocks.tobytes()) ** 2).mean())
     set_scales((rng.uniform(0.5, 1.5, len(blocks)) / rms / np.sqrt(cols)).astype(np.float32))
     return blocks.tobytes()
+
+
+def random_dialect(fmt: str, shape: tuple[int, int], rng: np.random.Generator) -> bytes:
+    kind, block = fmt.rsplit("_", 1)
+    size = (shape[0], shape[1] // int(block))
+    scales = (rng.uniform(0.5, 1.5, size) / np.sqrt(shape[1])).astype(np.float32)
+    if kind in ("NF4", "FP4"):
+        codes = rng.integers(0, 16, shape).astype(np.uint8)
+        table: Literal["nf4", "fp4"] = "nf4" if kind == "NF4" else "fp4"
+        return pack_codebook(table, codes, 2 * scales.reshape(-1), 64)[1].tobytes()
+    bits = int(kind[1:])
+    codes = rng.integers(0, 1 << bits, shape).astype(np.uint8)
+    zeros = rng.integers(0, 1 << bits, size)
+    return pack_grouped(codes, scales / (1 << bits - 1), zeros, bits=bits)[1].tobytes()
 
 
 def shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
@@ -203,6 +222,8 @@ MODELS: dict[str, tuple[ModelSpec, tuple[str, ...]]] = {
     "llama-k-mix": (LLAMA, ("Q4_K", "Q6_K", "F16", "Q3_K", "Q2_K", "Q5_K", "IQ4_XS")),
     "qwen-q8_0": (QWEN, ("Q8_0",)),
     "qwen-mix": (QWEN, ("Q4_0", "Q5_1", "BF16", "Q4_1", "Q5_0", "IQ4_NL", "MXFP4")),
+    "llama-dialects": (LLAMA, ("U4_128", "NF4_64", "U8_128", "U2_32", "FP4_64", "U3_128", "U4_32", "U2_128")),
+    "qwen-dialects": (QWEN, ("U8_32", "U3_32", "U4_32")),
     "gemma-f16": (GEMMA, ("F16",)),
     "gemma-q8_0": (GEMMA, ("Q8_0", "Q4_0")),
     "odd-f32": (ODD, ("F32", "BF16")),

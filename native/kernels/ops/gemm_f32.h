@@ -8,6 +8,7 @@
 #include "base/half.h"
 #include "kernels/act_block.h"
 #include "kernels/simd/common.h"
+#include "quant/packed_codebook.h"
 
 namespace nybble::ops {
 
@@ -73,16 +74,23 @@ template <class S, class Q, int T>
         const float* input = x;
         for (int done = 0; done < k; done += Q::unit_k, unit += Q::unit_bytes) {
             for (int kb = 0; kb < blocks_per_unit; ++kb) {
-                typename S::B codes[8];
+                typename S::B codes[packed::kNumCodes<Q>];
                 F ws[2], wm[2];
                 Q::template codes<S>(unit, kb, row0, codes);
                 Q::template scales<S>(unit, kb, row0, ws, wm);
                 for (int v = 0; v < 8; ++v) {
                     const int sub = v * Q::subs / 8;
                     I four = S::as_int(codes[v]);
+                    [[maybe_unused]] I low{};
+                    if constexpr (packed::kTwoPlanes<Q>) low = S::as_int(codes[8 + v]);
                     for (int j = 0; j < 4; ++j, ++input) {
                         // Product, then sum, each rounded: the value the reference decoder gives.
-                        F value = S::mul(ws[sub], S::cvt(S::isub(S::iand(four, byte), offset)));
+                        I code = S::isub(S::iand(four, byte), offset);
+                        if constexpr (packed::kTwoPlanes<Q>) {
+                            code = S::iadd(S::template ishl<8>(code), S::isub(S::iand(low, byte), offset));
+                            low = S::template ishr<8>(low);
+                        }
+                        F value = S::mul(ws[sub], S::cvt(code));
                         if constexpr (Q::has_min) value = S::add(value, wm[sub]);
                         four = S::template ishr<8>(four);
 #pragma GCC unroll 16

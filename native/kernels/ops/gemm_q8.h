@@ -10,19 +10,16 @@
 
 #include "kernels/act_block.h"
 #include "kernels/simd/common.h"
+#include "quant/packed_codebook.h"
 
 namespace nybble::ops {
-
-// The largest unsigned code of packed type Q: twice the offset, or at most 5 bits for types with a minimum.
-template <class Q>
-inline constexpr int kMaxCode = Q::shift < 0 ? 31 : (2 << Q::shift) - 1;
 
 // How far ahead of the unpacking the weights are fetched. Unpacking leaves the hardware prefetchers too few misses in
 // flight: without this a K-quant streams at half the memory's speed. Running past the group's end fetches the next one.
 inline constexpr int kPrefetchBytes = 8192;
 
 template <class S, class Q, int sub>
-NYBBLE_INLINE typename S::F block_dot(const typename S::B* codes, const ActBlock& act) {
+NYBBLE_INLINE typename S::I plane_dot(const typename S::B* codes, const ActBlock& act) {
     constexpr int span = 8 / Q::subs;
     typename S::I dot;
     if constexpr (Q::shift == 7 && S::has_offset_dot) {
@@ -33,7 +30,16 @@ NYBBLE_INLINE typename S::F block_dot(const typename S::B* codes, const ActBlock
         } else {
             dot = S::template start<Q::shift>(Q::subs == 1 ? &act.neg_sum : &act.neg_sum16[sub]);
         }
-        dot = S::template dot<kMaxCode<Q>, span>(dot, codes + sub * span, act.q + 4 * sub * span);
+        dot = S::template dot<Q::max_code, span>(dot, codes + sub * span, act.q + 4 * sub * span);
+    }
+    return dot;
+}
+
+template <class S, class Q, int sub>
+NYBBLE_INLINE typename S::F block_dot(const typename S::B* codes, const ActBlock& act) {
+    typename S::I dot = plane_dot<S, Q, sub>(codes, act);
+    if constexpr (packed::kTwoPlanes<Q>) {
+        dot = S::iadd(S::template ishl<8>(dot), plane_dot<S, Q, sub>(codes + 8, act));
     }
     return S::cvt(dot);
 }
@@ -74,7 +80,7 @@ template <class S, class Q, int T>
 #pragma GCC unroll 16
                     for (int line = 0; line < bytes_per_block; line += 64) __builtin_prefetch(ahead + line);
                 }
-                typename S::B codes[8];
+                typename S::B codes[packed::kNumCodes<Q>];
                 F ws[2], wm[2];
                 Q::template codes<S>(unit, kb, row0, codes);
                 Q::template scales<S>(unit, kb, row0, ws, wm);
@@ -118,7 +124,7 @@ template <class S, class Q, int T>
             if (!any_set<T>(refined)) continue;
             const uint8_t* unit = w_group + (ptrdiff_t)(block / blocks_per_unit) * Q::unit_bytes;
             const ActBlock* fine = acts.fine + block * act_stride;
-            typename S::B codes[8];
+            typename S::B codes[packed::kNumCodes<Q>];
             F ws[2], wm[2];
             Q::template codes<S>(unit, block % blocks_per_unit, row0, codes);
             Q::template scales<S>(unit, block % blocks_per_unit, row0, ws, wm);
@@ -148,8 +154,11 @@ void gemm_q8(const uint8_t* w_group, Acts acts, int tokens, int k_blocks, float*
         float* tile_out = out + (ptrdiff_t)tile0 * ldo;
         int t = 0;
         if constexpr (S::max_tile >= 16) {
-            for (; t + 16 <= in_tile; t += 16) {
-                gemm_q8_tokens<S, Q, 16>(w_group, tile.at(t), in_tile, k_blocks, tile_out + (ptrdiff_t)t * ldo, ldo);
+            if constexpr (!packed::kTwoPlanes<Q>) {  // two planes of codes leave registers for eight tokens
+                for (; t + 16 <= in_tile; t += 16) {
+                    gemm_q8_tokens<S, Q, 16>(w_group, tile.at(t), in_tile, k_blocks, tile_out + (ptrdiff_t)t * ldo,
+                                             ldo);
+                }
             }
             for (; t + 8 <= in_tile; t += 8) {
                 gemm_q8_tokens<S, Q, 8>(w_group, tile.at(t), in_tile, k_blocks, tile_out + (ptrdiff_t)t * ldo, ldo);

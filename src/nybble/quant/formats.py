@@ -62,6 +62,9 @@ _ROWS = (
     QuantFormat("U4_128", None, 128, 68),
     QuantFormat("U8_32", None, 32, 40),
     QuantFormat("U8_128", None, 128, 136),
+    # And the codebooks of bitsandbytes (nybble.quant.codebook).
+    QuantFormat("NF4_64", None, 64, 36),
+    QuantFormat("FP4_64", None, 64, 36),
     # Known by size only, so that a file that holds them is described and then refused by name.
     QuantFormat("IQ2_XXS", 16, 256, 66, has_kernel=False),
     QuantFormat("IQ2_XS", 17, 256, 74, has_kernel=False),

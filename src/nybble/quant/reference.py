@@ -12,6 +12,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
+from nybble.quant.codebook import FP4_CODES, NF4_CODES
 from nybble.quant.formats import QuantFormat
 
 Bytes = npt.NDArray[np.uint8]
@@ -147,6 +148,15 @@ def _grouped(bits: int) -> Callable[[Bytes], Floats]:
     return decode
 
 
+def _codebook(table: npt.NDArray[np.int16]) -> Callable[[Bytes], Floats]:
+    """Blocks of nybble's own: scale, then nibbles that index a table, the first weight in the low half."""
+
+    def decode(b: Bytes) -> Floats:
+        return b[:, :4].copy().view(np.float32) * table[unpack_bits(b[:, 4:], 4)].astype(np.float32)
+
+    return decode
+
+
 def unpack_bits(stream: Bytes, bits: int) -> Bytes:
     """[n, bytes] -> [n, 8 * bytes / bits]: the codes of a stream of bits, lowest bit first."""
     each = np.unpackbits(stream, axis=1, bitorder="little").reshape(len(stream), -1, bits)
@@ -170,6 +180,7 @@ _DECODERS: dict[str, Callable[[Bytes], Floats]] = {
     "Q8_0": _q8_0, "Q2_K": _q2_k, "Q3_K": _q3_k, "Q4_K": _q4_k, "Q5_K": _q5_k, "Q6_K": _q6_k, "IQ4_NL": _iq4_nl,
     "IQ4_XS": _iq4_xs, "MXFP4": _mxfp4,
     **{f"U{bits}_{group}": _grouped(bits) for bits in (2, 3, 4, 8) for group in (32, 128)},
+    "NF4_64": _codebook(NF4_CODES), "FP4_64": _codebook(FP4_CODES),
 }  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from nybble.core import env
 from nybble.core.errors import CheckpointError, ConfigError
 from nybble.core.rope import inverse_frequencies
 from nybble.core.spec import LayerSpec, ModelSpec
+from nybble.quant.rows import to_rows
 
 
 class CpuModel:
@@ -204,7 +205,11 @@ def _upload(native: _native.Model, name: str, tensor: Tensor) -> None:
         vector = np.ascontiguousarray(tensor.to_float32(), np.float32)
         native.set_tensor(name, "F32", 1, vector.size, vector)
         return
+    rows, cols = tensor.shape
+    if tensor.packed is not None:
+        fmt, data = to_rows(tensor.packed())
+        native.set_tensor(name, fmt.name, rows, cols, data)
+        return
     if not tensor.format.has_kernel:
         raise ValueError(f"tensor {name} is encoded as {tensor.format.name}, which nybble cannot multiply yet")
-    rows, cols = tensor.shape
     native.set_tensor(name, tensor.format.name, rows, cols, tensor.data)
