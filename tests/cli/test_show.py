@@ -9,7 +9,7 @@ import pytest
 
 from nybble.cli import doctor, show
 from nybble.core.spec import LayerSpec, ModelSpec, RopeSpec
-from nybble.evaluate.roofline import Roofline
+from nybble.engine.roofline import Roofline
 
 pytestmark = pytest.mark.unit
 

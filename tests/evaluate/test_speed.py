@@ -12,7 +12,7 @@ from fakes import FakeModel
 from nybble.core.errors import ConfigError
 from nybble.engine.core import EngineCore
 from nybble.engine.generate import Generator
-from nybble.evaluate.roofline import ModelCost, Roofline, decode_fraction, model_cost, prefill_fraction
+from nybble.engine.roofline import ModelCost, Roofline, decode_fraction, model_cost, prefill_fraction
 from nybble.evaluate.speed import SpeedTest, measure, plan, report
 
 pytestmark = pytest.mark.unit

@@ -159,6 +159,7 @@ def test_metrics(served: Served, client: openai.OpenAI) -> None:
     assert values["nybble_kv_cache_waste_ratio"] == 0
     assert 0 <= values["nybble_prefix_cache_hit_ratio"] <= 1
     assert values["nybble_preemptions_total"] == 0
+    assert values["nybble_model_seconds_total"] > 0
     for name in ("time_to_first_token", "time_per_output_token", "request", "queue"):
         assert values[f"nybble_{name}_seconds_count"] >= 1
     assert values['nybble_requests_finished_total{reason="stop"}'] >= 1

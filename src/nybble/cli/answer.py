@@ -16,7 +16,7 @@ from nybble.core.outputs import FinishReason
 from nybble.core.sampling import SamplingParams
 from nybble.engine.generate import Steps
 from nybble.engine.load import LoadedModel
-from nybble.evaluate.roofline import Roofline, decode_fraction, measure_roofline, model_cost
+from nybble.engine.roofline import Roofline, decode_fraction, measure_roofline, model_cost
 
 
 @dataclass(slots=True)

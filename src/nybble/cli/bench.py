@@ -13,7 +13,7 @@ from rich.table import Table
 from nybble.cli.options import ModelArgument, ThreadsOption, local_path
 from nybble.core.errors import ConfigError
 from nybble.engine.load import load_model
-from nybble.evaluate.roofline import DEFINITION, Roofline, measure_roofline
+from nybble.engine.roofline import DEFINITION, Roofline, measure_roofline
 from nybble.evaluate.speed import SpeedResult, measure, plan, report
 
 

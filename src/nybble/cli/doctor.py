@@ -13,7 +13,7 @@ from nybble import __version__
 from nybble.backends.cpu import best_isa, default_threads
 from nybble.cli.options import ThreadsOption
 from nybble.core import env
-from nybble.evaluate.roofline import Roofline, measure_roofline
+from nybble.engine.roofline import Roofline, measure_roofline
 
 SIZES = (0.135e9, 0.5e9, 1.5e9, 3e9, 8e9, 14e9)  # weights
 BITS_PER_WEIGHT = 4.85  # of a Q4_K_M file, about

@@ -12,6 +12,7 @@ import typer
 from nybble.cli.options import ModelArgument, ThreadsOption, local_path
 from nybble.engine.async_engine import AsyncEngine
 from nybble.engine.options import EngineOptions
+from nybble.engine.roofline import measure_roofline
 from nybble.serve.app import create_app
 from nybble.serve.lifecycle import bind
 from nybble.serve.lifecycle import serve as answer_requests
@@ -54,6 +55,7 @@ def serve(
         threads=threads,
     )
     name = served_model_name or (model if not os.path.exists(model) else path.stem)
+    roofline = measure_roofline(threads)  # before the weights take their memory
     engine = AsyncEngine.from_model(path, options=options, model_name=name)
     settings = ServeSettings(
         model_name=name,
@@ -65,7 +67,7 @@ def serve(
     )
     address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
     answer_requests(
-        create_app(engine, settings),
+        create_app(engine, settings, roofline),
         listening,
         settings,
         lambda: print(f"{name} is served at {address}/v1", file=sys.stderr, flush=True),

@@ -6,18 +6,19 @@ import logging
 import time
 from dataclasses import dataclass
 
-import numpy as np
-
-from nybble.backends.cpu import BadLogitsError, Sampled, SampleRow, Step
+from nybble.backends.cpu import BadLogitsError, Sampled, SampleRow
 from nybble.cache.block_pool import BlockPool
 from nybble.core.errors import ConfigError, NybbleError
 from nybble.core.outputs import FinishReason, RequestOutput
 from nybble.core.sampling import SamplingParams
-from nybble.engine.hidden import HiddenUser, Wanted, hidden_wanted
+from nybble.engine.hidden import HiddenUser
+from nybble.engine.meter import StepMeter, Work
 from nybble.engine.model import EngineModel, EngineTokenizer, Floats
 from nybble.engine.prepare import Compiler, Limits, RequestMaker
 from nybble.engine.request import Pooling, Request, Sequence
+from nybble.engine.roofline import ModelCost
 from nybble.engine.scheduler import Scheduled, Scheduler, blocks_for
+from nybble.engine.step_arrays import build_step
 from nybble.engine.tell import position_logprobs, request_output
 
 logger = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ class EngineStats:
     num_preemptions: int
     prompt_tokens: int
     generation_tokens: int
+    work: Work
 
 
 _Row = tuple[int, Sequence, SampleRow]  # the first is its row of logits
@@ -66,6 +68,7 @@ class EngineCore:
         enable_prefix_caching: bool = True,
         seed: int | None = None,
         compile_grammar: Compiler | None = None,
+        cost: ModelCost | None = None,
     ) -> None:
         if context < 1:
             raise ConfigError(f"the context must hold at least one token, not {context}")
@@ -89,6 +92,7 @@ class EngineCore:
             enable_prefix_caching=enable_prefix_caching,
         )
         self._hidden = HiddenUser(model, self._token_text, self._fail)
+        self._meter = StepMeter(cost)
         self._requests: dict[str, Request] = {}
         self._ended: list[Request] = []  # between steps, by abort()
         self._arrivals = 0
@@ -163,6 +167,7 @@ class EngineCore:
             num_preemptions=scheduler.num_preemptions,
             prompt_tokens=self._prompt_tokens,
             generation_tokens=self._generation_tokens,
+            work=self._meter.work,
         )
 
     def check_integrity(self) -> None:
@@ -201,8 +206,10 @@ class EngineCore:
         """Run what was scheduled. If the model refuses it, each sequence shows alone whether it is the one."""
         drawing = [s for s, n in scheduled if n == s.num_missing_tokens and s.request.pooling is None]
         try:
-            step, wanted = self._build_step(scheduled, drawing)
+            step, wanted = build_step(scheduled, drawing, self._scheduler)
+            begin = time.monotonic()
             logits = self._model.execute(step)
+            self._meter.add(step, time.monotonic() - begin)
             states = self._model.hidden() if wanted else None
         except Exception as error:  # nothing has changed yet but cells of the cache, which will be written again
             if len(scheduled) == 1:
@@ -230,36 +237,6 @@ class EngineCore:
                 and sequence.finish_reason is None
             ):
                 self._finish(sequence, "stop")
-
-    def _build_step(self, scheduled: Scheduled, drawing: list[Sequence]) -> tuple[Step, list[Wanted]]:
-        """The arrays of a step, and for which tokens (sequence, first position, count) hidden states are wanted."""
-        token_ids: list[int] = []
-        cu_seqlens_q = [0]
-        logit_rows: list[int] = []
-        hidden_rows: list[int] = []
-        hidden: list[Wanted] = []
-        draws = set(map(id, drawing))
-        for sequence, num_tokens in scheduled:
-            begin, row = sequence.num_computed_tokens, len(token_ids)
-            token_ids += sequence.token_ids[begin : begin + num_tokens]
-            cu_seqlens_q.append(len(token_ids))
-            if id(sequence) in draws:  # all samples of a prompt start from the same logits
-                samples = 1 if sequence.request.is_forked else len(sequence.request.sequences)
-                logit_rows += [len(token_ids) - 1] * samples
-            first, count = hidden_wanted(sequence, begin, num_tokens)
-            if count:
-                hidden_rows += range(row + first - begin, row + first - begin + count)
-                hidden.append((sequence, first, count))
-        sequences = [sequence for sequence, _ in scheduled]
-        step = Step(
-            token_ids=np.array(token_ids, np.int32),
-            cu_seqlens_q=np.array(cu_seqlens_q, np.int32),
-            context_lens=np.array([s.num_computed_tokens for s in sequences], np.int32),
-            block_tables=self._scheduler.block_tables(sequences),
-            logit_rows=np.array(logit_rows, np.int32),
-            hidden_rows=np.array(hidden_rows, np.int32) if hidden_rows else None,
-        )
-        return step, hidden
 
     def _fork(self, drawing: list[Sequence]) -> list[Sequence]:
         """The sequences that get a token, one for each row of logits: the other samples of a prompt behind the first.

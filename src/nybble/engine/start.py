@@ -11,6 +11,7 @@ from nybble.engine.load import LoadedModel, load_model
 from nybble.engine.options import EngineOptions, cache_blocks
 from nybble.engine.prepare import Compiler
 from nybble.engine.request import Matcher
+from nybble.engine.roofline import model_cost
 
 
 def start_engine(path: Path, options: EngineOptions) -> tuple[LoadedModel, EngineCore]:
@@ -44,6 +45,7 @@ def engine_for(loaded: LoadedModel, options: EngineOptions) -> EngineCore:
         enable_prefix_caching=options.enable_prefix_caching,
         seed=options.seed,
         compile_grammar=_compiler(loaded),
+        cost=model_cost(loaded.checkpoint),
     )
 
 

@@ -18,8 +18,8 @@ from nybble.core.errors import ConfigError
 from nybble.core.sampling import SamplingParams
 from nybble.engine.generate import Generator
 from nybble.engine.load import LoadedModel
+from nybble.engine.roofline import ModelCost, Roofline, decode_fraction, model_cost, prefill_fraction
 from nybble.engine.scheduler import PREFILL_BESIDE_DECODE, blocks_for
-from nybble.evaluate.roofline import ModelCost, Roofline, decode_fraction, model_cost, prefill_fraction
 
 METRICS_VERSION = 1  # goes up when a figure changes its meaning
 DECODE_PROMPT_TOKENS = 128

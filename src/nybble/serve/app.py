@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from nybble import __version__
 from nybble.engine.async_engine import AsyncEngine
+from nybble.engine.roofline import Roofline
 from nybble.serve.admission import Admission
 from nybble.serve.bodies import JsonRoute, check_length
 from nybble.serve.errors import ApiError, add_error_handlers
@@ -27,10 +28,10 @@ from nybble.serve.openai.schemas import ChatBody, CompletionBody, DetokenizeBody
 from nybble.serve.settings import ServeSettings
 
 
-def create_app(engine: AsyncEngine, settings: ServeSettings) -> FastAPI:
-    """The routes over an engine. `app.state.server` is what they share."""
+def create_app(engine: AsyncEngine, settings: ServeSettings, roofline: Roofline | None = None) -> FastAPI:
+    """The routes over an engine. `app.state.server` is what they share. roofline: for the metrics, if it was measured."""
     admission = Admission(settings)
-    metrics = Metrics(engine.stats, lambda: admission.num_refused)
+    metrics = Metrics(engine.stats, lambda: admission.num_refused, roofline)
     server = Server(engine, settings, admission, metrics, int(time.time()))
     app = FastAPI(title="nybble", version=__version__, docs_url=None, redoc_url=None)
     app.router.route_class = JsonRoute

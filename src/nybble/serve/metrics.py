@@ -9,6 +9,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from nybble.core.outputs import RequestOutput
 from nybble.engine.core import EngineStats
+from nybble.engine.meter import Work, fraction
+from nybble.engine.roofline import Roofline
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -17,9 +19,11 @@ _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 
 class _EngineCollector:
     """Reads the engine when it is asked."""
 
-    def __init__(self, stats: Callable[[], EngineStats], refused: Callable[[], int]) -> None:
+    def __init__(self, stats: Callable[[], EngineStats], refused: Callable[[], int], roofline: Roofline | None) -> None:
         self._stats = stats
         self._refused = refused
+        self._roofline = roofline
+        self._told = Work()
 
     def collect(self) -> Iterable[Metric]:
         stats = self._stats()
@@ -33,6 +37,10 @@ class _EngineCollector:
                 stats.prefix_hits / stats.prefix_queries if stats.prefix_queries else 0.0,
             ),
         }
+        if self._roofline is not None:
+            share = fraction(self._told, stats.work, self._roofline.read_gb_s, self._roofline.int8_gops)
+            self._told = stats.work
+            gauges["roofline_ratio"] = ("Share of the machine's limit that the model reached since last asked.", share)
         for name, (text, value) in gauges.items():
             yield GaugeMetricFamily(f"nybble_{name}", text, value)
         counters = {
@@ -41,6 +49,12 @@ class _EngineCollector:
             "prefix_cache_queries": ("Prompt tokens looked for in the prefix cache.", stats.prefix_queries),
             "prefix_cache_hits": ("Prompt tokens found in the prefix cache.", stats.prefix_hits),
             "preemptions": ("Sequences that had to give their memory back and start again.", stats.num_preemptions),
+            "model_seconds": ("Time in the model's steps.", stats.work.seconds),
+            "model_read_bytes": ("Bytes that the steps had to read at least.", stats.work.num_bytes),
+            "model_operations": (
+                "8-bit operations of the steps, a multiply-add counting as two.",
+                stats.work.operations,
+            ),
             "requests_refused": ("Requests that were told to come back later.", self._refused()),
         }
         for name, (text, value) in counters.items():
@@ -50,10 +64,12 @@ class _EngineCollector:
 class Metrics:
     """The registry of one server."""
 
-    def __init__(self, stats: Callable[[], EngineStats], refused: Callable[[], int]) -> None:
-        """refused: how many requests admission turned away."""
+    def __init__(
+        self, stats: Callable[[], EngineStats], refused: Callable[[], int], roofline: Roofline | None = None
+    ) -> None:
+        """refused: how many requests admission turned away. roofline: of this machine, if it was measured."""
         self._registry = CollectorRegistry()
-        self._registry.register(_EngineCollector(stats, refused))
+        self._registry.register(_EngineCollector(stats, refused, roofline))
         registry = self._registry
         self._ttft = Histogram(
             "nybble_time_to_first_token_seconds",
