@@ -29,7 +29,10 @@ from nybble.serve.settings import ServeSettings
 
 
 def create_app(engine: AsyncEngine, settings: ServeSettings, roofline: Roofline | None = None) -> FastAPI:
-    """The routes over an engine. `app.state.server` is what they share. roofline: for the metrics, if it was measured."""
+    """The routes over an engine. `app.state.server` is what they share.
+
+    roofline: of this machine, for the metrics, if it was measured.
+    """
     admission = Admission(settings)
     metrics = Metrics(engine.stats, lambda: admission.num_refused, roofline)
     server = Server(engine, settings, admission, metrics, int(time.time()))
