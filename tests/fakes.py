@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +10,7 @@ import numpy.typing as npt
 from nybble.backends.cpu import Sampled, SampleRow, Scored, Step
 
 VOCAB = 97
+Following = Callable[[list[int], int], int]
 
 
 def expected_next(history: list[int], seed: int = 0) -> int:
@@ -20,10 +21,17 @@ def expected_next(history: list[int], seed: int = 0) -> int:
     return value % VOCAB
 
 
-def continuation(prompt: list[int], count: int, seed: int = 0) -> list[int]:
+def repeating_next(history: list[int], seed: int = 0) -> int:
+    """Goes round in circles, and leaves them now and then."""
+    if len(history) % 13 == seed % 13:
+        return expected_next(history, seed)
+    return sum(history[-2:]) % 5
+
+
+def continuation(prompt: list[int], count: int, seed: int = 0, following: Following = expected_next) -> list[int]:
     tokens = list(prompt)
     for _ in range(count):
-        tokens.append(expected_next(tokens, seed))
+        tokens.append(following(tokens, seed))
     return tokens[len(prompt) :]
 
 
@@ -34,11 +42,12 @@ class FakeModel:
     block that was given away too early changes the tokens. With `seeded`, the draw depends on the sequence's seed too.
     """
 
-    def __init__(self, *, seeded: bool = False) -> None:
+    def __init__(self, *, seeded: bool = False, following: Following = expected_next) -> None:
         self.cache: npt.NDArray[np.int64] = np.zeros((0, 16), np.int64)
         self.steps: list[Step] = []
         self.rows: list[SampleRow] = []
         self.seeded = seeded
+        self.following = following
         self._histories: list[list[int]] = []
         self._hidden: npt.NDArray[np.float32] | None = None
 
@@ -58,9 +67,10 @@ class FakeModel:
         self._histories = [histories[int(row)] for row in step.logit_rows]
         if step.hidden_rows is not None:
             self._hidden = np.array([[sum(histories[int(row)]), 1.0] for row in step.hidden_rows], np.float32)
-        logits = [np.eye(VOCAB, dtype=np.float32)[expected_next(h)] for h in self._histories]
-        # The row number rides along, so that a seeded draw can find the history again after rows were dropped.
-        return np.array(logits, np.float32).reshape(-1, VOCAB)
+        logits = [np.eye(VOCAB, dtype=np.float32)[self.following(h, 0)] for h in self._histories]
+        # The row number rides along, so that a seeded draw finds the history again after rows were dropped.
+        scale = 1 + np.arange(len(logits), dtype=np.float32)[:, None] / 1024
+        return np.array(logits, np.float32).reshape(-1, VOCAB) * scale
 
     def hidden(self) -> npt.NDArray[np.float32]:
         assert self._hidden is not None
@@ -70,8 +80,8 @@ class FakeModel:
         self.rows += params
         assert len(logits) == len(params)
         if self.seeded:
-            assert len(logits) == len(self._histories)
-            drawn = [expected_next(h, row.seed) for h, row in zip(self._histories, params, strict=True)]
+            histories = [self._histories[round((float(row.max()) - 1) * 1024)] for row in logits]
+            drawn = [self.following(h, row.seed) for h, row in zip(histories, params, strict=True)]
         else:
             drawn = [int(row.argmax()) for row in logits]
         return [Sampled(token_id, -0.5, ((1, -0.25),), 2) for token_id in drawn]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.fakes import FakeModel, FakeTokenizer, continuation
+from tests.fakes import FakeModel, FakeTokenizer, continuation, repeating_next
 
 from nybble.backends.cpu import BadLogitsError
 from nybble.core.errors import ConfigError, PromptError
@@ -315,10 +315,12 @@ def workloads(draw):
     num_blocks=st.integers(7, 20),
     budget=st.integers(4, 64),
     caching=st.booleans(),
+    speculate=st.sampled_from(["off", "ngram", "auto"]),
 )
-def test_everyone_gets_what_they_get_alone(requests, num_blocks, budget, caching) -> None:
+def test_everyone_gets_what_they_get_alone(requests, num_blocks, budget, caching, speculate) -> None:
     core = engine(
-        FakeModel(seeded=True),
+        FakeModel(seeded=True, following=repeating_next),
+        speculate=speculate,
         context=100,
         num_blocks=num_blocks,
         max_num_seqs=4,
@@ -341,7 +343,9 @@ def test_everyone_gets_what_they_get_alone(requests, num_blocks, budget, caching
     assert len(last) == len(requests)
     for index, request in enumerate(requests):
         for sample in last[str(index)].outputs:
-            expected = continuation(request["prompt"], request["params"].max_tokens, index + sample.index)
+            expected = continuation(
+                request["prompt"], request["params"].max_tokens, index + sample.index, repeating_next
+            )
             if sample.finish_reason == "abort":
                 assert request["cancel"] is not None
                 assert sample.token_ids == expected[: len(sample.token_ids)]

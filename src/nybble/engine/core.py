@@ -6,11 +6,12 @@ import logging
 import time
 from dataclasses import dataclass
 
-from nybble.backends.cpu import BadLogitsError, Sampled, SampleRow
+from nybble.backends.cpu import BadLogitsError, Sampled
 from nybble.cache.block_pool import BlockPool
 from nybble.core.errors import ConfigError, NybbleError
 from nybble.core.outputs import FinishReason, RequestOutput
 from nybble.core.sampling import SamplingParams
+from nybble.engine.draw import Drawer
 from nybble.engine.hidden import HiddenUser
 from nybble.engine.meter import StepMeter, Work
 from nybble.engine.model import EngineModel, EngineTokenizer, Floats
@@ -18,6 +19,7 @@ from nybble.engine.prepare import Compiler, Limits, RequestMaker
 from nybble.engine.request import Pooling, Request, Sequence
 from nybble.engine.roofline import ModelCost
 from nybble.engine.scheduler import Scheduled, Scheduler, blocks_for
+from nybble.engine.speculate import Speculate, SpeculationStats, Speculator
 from nybble.engine.step_arrays import build_step
 from nybble.engine.tell import position_logprobs, request_output
 
@@ -39,9 +41,7 @@ class EngineStats:
     prompt_tokens: int
     generation_tokens: int
     work: Work
-
-
-_Row = tuple[int, Sequence, SampleRow]  # the first is its row of logits
+    speculation: SpeculationStats
 
 
 class EngineCore:
@@ -69,6 +69,7 @@ class EngineCore:
         seed: int | None = None,
         compile_grammar: Compiler | None = None,
         cost: ModelCost | None = None,
+        speculate: Speculate = "off",
     ) -> None:
         if context < 1:
             raise ConfigError(f"the context must hold at least one token, not {context}")
@@ -93,6 +94,8 @@ class EngineCore:
         )
         self._hidden = HiddenUser(model, self._token_text, self._fail)
         self._meter = StepMeter(cost)
+        self._drawer = Drawer(model, self._fail)
+        self._speculator = Speculator(speculate, self._scheduler, max_num_batched_tokens)
         self._requests: dict[str, Request] = {}
         self._ended: list[Request] = []  # between steps, by abort()
         self._arrivals = 0
@@ -168,6 +171,7 @@ class EngineCore:
             prompt_tokens=self._prompt_tokens,
             generation_tokens=self._generation_tokens,
             work=self._meter.work,
+            speculation=self._speculator.stats,
         )
 
     def check_integrity(self) -> None:
@@ -191,6 +195,7 @@ class EngineCore:
             for sequence, _ in scheduled:
                 if sequence.request.metrics.first_scheduled_time is None:
                     sequence.request.metrics.first_scheduled_time = now
+            self._speculator.plan(scheduled)
             self._run(scheduled)
             changed += dict.fromkeys(sequence.request for sequence, _ in scheduled)
         outputs = []
@@ -209,7 +214,7 @@ class EngineCore:
             step, wanted = build_step(scheduled, drawing, self._scheduler)
             begin = time.monotonic()
             logits = self._model.execute(step)
-            self._meter.add(step, time.monotonic() - begin)
+            seconds = time.monotonic() - begin
             states = self._model.hidden() if wanted else None
         except Exception as error:  # nothing has changed yet but cells of the cache, which will be written again
             if len(scheduled) == 1:
@@ -217,9 +222,12 @@ class EngineCore:
                 return
             logger.warning("a step of %d sequences failed, they go on one by one: %s", len(scheduled), error)
             for sequence, num_tokens in scheduled:
+                sequence.guesses = []
                 if sequence.finish_reason is None:
                     self._run([(sequence, num_tokens)])
             return
+        self._meter.add(step, seconds)
+        self._speculator.ran(len(step.token_ids), seconds)
         begins = [sequence.num_computed_tokens for sequence, _ in scheduled]
         self._scheduler.computed(scheduled)
         self._prompt_tokens += sum(
@@ -229,7 +237,7 @@ class EngineCore:
             self._hidden.use(wanted, states)
         drawing = self._fork(drawing)
         if drawing:
-            self._draw(drawing, logits)
+            self._speculator.learn_all(self._draw(drawing, logits), len(step.token_ids), seconds)
         for sequence, _ in scheduled:
             if (
                 sequence.request.pooling is not None
@@ -259,38 +267,30 @@ class EngineCore:
                     self._fail(request, error)
         return everyone
 
-    def _draw(self, drawing: list[Sequence], logits: Floats) -> None:
-        rows: list[_Row] = []
-        for index, sequence in enumerate(drawing):
-            if sequence.finish_reason is not None:
-                continue
-            try:
-                rows.append((index, sequence, sequence.request.rules.row(sequence)))
-            except Exception as error:  # its grammar, for example
-                self._fail(sequence.request, error)
-        for sequence, drawn in self._sample(logits, rows):
-            if sequence.finish_reason is not None:  # another sample of the request failed
-                continue
-            try:
-                self._accept(sequence, drawn)
-            except Exception as error:
-                self._fail(sequence.request, error)
+    def _draw(self, drawing: list[Sequence], logits: Floats) -> list[tuple[Sequence, int]]:
+        """One token for each sequence, and one more for each of its guesses that was right.
 
-    def _sample(self, logits: Floats, rows: list[_Row]) -> list[tuple[Sequence, Sampled]]:
-        """Draw for all rows that a token can be drawn from; the requests of the others fail."""
-        while rows:
-            chosen = logits if len(rows) == len(logits) else logits[[index for index, _, _ in rows]]
-            try:
-                drawn = self._model.sample(chosen, [row for _, _, row in rows])
-                return [(sequence, one) for (_, sequence, _), one in zip(rows, drawn, strict=True)]
-            except Exception as error:
-                bad = set(error.rows) if isinstance(error, BadLogitsError) else set()
-                if not bad and len(rows) > 1:  # it does not say which: each row shows whether it is the one
-                    return [pair for row in rows for pair in self._sample(logits, [row])]
-                for at in bad or {0}:
-                    self._fail(rows[at][1].request, error)
-                rows = [row for row in rows if row[1].finish_reason is None]
-        return []
+        Returns each sequence with the number of its right guesses.
+        """
+        places, right, row = [], dict.fromkeys(drawing, 0), 0
+        for sequence in drawing:
+            places.append((row, sequence))
+            row += 1 + len(sequence.guesses)
+        while places:
+            drawn, places = self._drawer.draw(logits, places), []
+            for row, sequence, token in drawn:
+                if sequence.finish_reason is not None:  # another sample of the request failed
+                    continue
+                try:
+                    self._accept(sequence, token)
+                except Exception as error:
+                    self._fail(sequence.request, error)
+                done = right[sequence]
+                if sequence.finish_reason is None and sequence.guesses[done : done + 1] == [token.token_id]:
+                    right[sequence] += 1
+                    self._scheduler.computed([(sequence, 1)])  # its keys and values are in the cache already
+                    places.append((row + 1, sequence))
+        return list(right.items())
 
     def _accept(self, sequence: Sequence, drawn: Sampled) -> None:
         token_id, request = drawn.token_id, sequence.request

@@ -11,6 +11,7 @@ from pathlib import Path
 from nybble.cache.block_pool import BLOCK_SIZE
 from nybble.core.errors import ConfigError
 from nybble.engine.scheduler import blocks_for
+from nybble.engine.speculate import Speculate, parse_mode
 
 logger = logging.getLogger(__name__)
 
@@ -32,9 +33,11 @@ class EngineOptions:
     kv_cache_memory: int | str | None = None  # bytes, or "4GiB"; None: from free memory
     enable_prefix_caching: bool = True
     threads: int | None = None
+    speculate: Speculate = "auto"  # whether guessed tokens are computed along: off, ngram (always), auto (if it pays)
     seed: int | None = None  # of requests that have none; None: a fresh one for each
 
     def __post_init__(self) -> None:
+        parse_mode(self.speculate)
         if self.max_num_seqs < 1:
             raise ConfigError(f"max_num_seqs must be at least 1, not {self.max_num_seqs}")
         if self.max_num_batched_tokens < self.max_num_seqs:

@@ -127,6 +127,20 @@ class Scheduler:
             sequence.blocks += self.pool.allocate(needed - have)
             self._tables[sequence.slot, have:needed] = sequence.blocks[have:]
 
+    def make_room_for_guesses(self, sequence: Sequence, count: int) -> int:
+        """Blocks for guesses behind the token of a scheduled sequence; for how many of them there are."""
+        have = (len(sequence.blocks) + self.pool.num_free) * BLOCK_SIZE - sequence.num_computed_tokens - 1
+        count = max(min(count, have), 0)
+        self._grow(sequence, sequence.num_computed_tokens + 1 + count)
+        return count
+
+    def drop_guesses(self, sequence: Sequence) -> None:
+        """Give the blocks back that only guesses needed."""
+        needed = blocks_for(len(sequence.token_ids))
+        if sequence.slot >= 0 and len(sequence.blocks) > needed:
+            self.pool.free(sequence.blocks[needed:])
+            del sequence.blocks[needed:]
+
     def _make_way(self) -> None:
         """Sequences of lower priority stop where the next one in order does not fit beside them."""
         while self.waiting and self.running:

@@ -46,6 +46,7 @@ def engine_for(loaded: LoadedModel, options: EngineOptions) -> EngineCore:
         seed=options.seed,
         compile_grammar=_compiler(loaded),
         cost=model_cost(loaded.checkpoint),
+        speculate=options.speculate,
     )
 
 

@@ -24,10 +24,13 @@ def build_step(scheduled: Scheduled, drawing: list[Sequence], scheduler: Schedul
     for sequence, num_tokens in scheduled:
         begin, row = sequence.num_computed_tokens, len(token_ids)
         token_ids += sequence.token_ids[begin : begin + num_tokens]
+        last = len(token_ids) - 1
+        token_ids += sequence.guesses
         cu_seqlens_q.append(len(token_ids))
         if id(sequence) in draws:  # all samples of a prompt start from the same logits
             samples = 1 if sequence.request.is_forked else len(sequence.request.sequences)
-            logit_rows += [len(token_ids) - 1] * samples
+            logit_rows += [last] * samples
+            logit_rows += range(last + 1, len(token_ids))
         first, count = hidden_wanted(sequence, begin, num_tokens)
         if count:
             hidden_rows += range(row + first - begin, row + first - begin + count)
