@@ -28,20 +28,57 @@ def quantize(
         list[str] | None,
         typer.Option(metavar="REGEX=TYPE", help="Another type for tensors whose name it is found in; repeatable."),
     ] = None,
+    calibrate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT|DATASET",
+            help="What gptq, awq and, if given, int types see: a file or a `datasets` name. Default: Python's own docs.",
+        ),
+    ] = None,
+    calibration_samples: Annotated[int | None, typer.Option(min=1, help="How many samples of it.")] = None,
+    calibration_tokens: Annotated[int | None, typer.Option(min=8, help="Tokens per sample.")] = None,
+    group_size: Annotated[int | None, typer.Option(min=-1, help="Inputs per scale; -1 for a whole row.")] = None,
+    symmetric: Annotated[
+        bool | None, typer.Option("--symmetric/--asymmetric", help="Without or with zero points of groups.")
+    ] = None,
+    clip_search: Annotated[
+        bool | None, typer.Option("--clip-search/--no-clip-search", help="Look for the best range of each group.")
+    ] = None,
+    desc_act: Annotated[
+        bool | None, typer.Option("--desc-act/--no-desc-act", help="gptq: groups in order of importance (g_idx).")
+    ] = None,
+    double_quant: Annotated[
+        bool | None, typer.Option("--double-quant/--no-double-quant", help="nf4 and fp4: 8-bit scales.")
+    ] = None,
+    report: Annotated[
+        bool, typer.Option("--report", help="Write quantization_report.json: the error of each linear.")
+    ] = False,
     threads: ThreadsOption = None,
     force: Annotated[bool, typer.Option("--force", help="Replace DST if it exists.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be written.")] = False,
 ) -> None:
     path = local_path(source)
+    options = {
+        "calibrate": calibrate,
+        "calibration_samples": calibration_samples,
+        "calibration_tokens": calibration_tokens,
+        "group_size": group_size,
+        "symmetric": symmetric,
+        "clip_search": clip_search,
+        "desc_act": desc_act,
+        "double_quant": double_quant,
+        "report": report or None,
+    }
     request = QuantizeRequest(
         source=path,
         target=target,
-        method=find(to),
+        method=find(to, target),
         imatrix=imatrix,
         tensors=tuple(_override(one) for one in tensor or ()),
         threads=threads,
         force=force,
         dry_run=dry_run,
+        options={name: value for name, value in options.items() if value is not None},
     )
     began = time.perf_counter()
     with Bar() as progress:
@@ -51,7 +88,7 @@ def quantize(
 
 quantize.__doc__ = f"""Write a model in another type.
 
-Types: {", ".join(names())}. docs/quantise.md says what each is good for.
+Types: {", ".join(names())}. docs/quantise.md and docs/quantise-safetensors.md say what each is good for.
 """
 assert table  # imported for what it registers
 

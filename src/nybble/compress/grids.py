@@ -19,13 +19,17 @@ _CHUNK = 1 << 22  # weights searched at once
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """bits: 2 to 8. group_size: inputs per scale, -1: a whole row. search: look for the best clipping."""
+    """bits: 2 to 8. group_size: inputs per scale, -1: a whole row. search: look for the best clipping.
+
+    least_zero: 1 for files that store asymmetric zero points less one.
+    """
 
     bits: int
     group_size: int
     symmetric: bool = True
     search: bool = False
     scale_dtype: torch.dtype = torch.float16
+    least_zero: int = 0
 
     @property
     def qmax(self) -> int:
@@ -97,8 +101,10 @@ def _params(groups: torch.Tensor, grid: Grid, shrink: float) -> GroupParams:
         scale = _stored(extreme * (-shrink / grid.middle), grid)
         return GroupParams(scale, torch.full_like(scale, grid.middle))
     low, high = groups.amin(-1).clamp(max=0) * shrink, groups.amax(-1).clamp(min=0) * shrink
-    scale = _stored((high - low) / grid.qmax, grid)
-    return GroupParams(scale, torch.round(-low / scale).clamp_(0, grid.qmax))
+    # No more than what the codes above the least zero point reach.
+    wide = torch.maximum((high - low) / grid.qmax, high / (grid.qmax - grid.least_zero))
+    scale = _stored(wide, grid)
+    return GroupParams(scale, torch.round(-low / scale).clamp_(grid.least_zero, grid.qmax))
 
 
 def _stored(scale: torch.Tensor, grid: Grid) -> torch.Tensor:

@@ -81,12 +81,12 @@ class Method:
     run: Callable[[QuantizeRequest, Progress], QuantizeReport]
 
 
-_METHODS: dict[str, Method] = {}
+_METHODS: dict[tuple[str, Container], Method] = {}
 
 
 def register(method: Method) -> None:
-    """Add a TYPE. Raises ValueError if its name is taken."""
-    key = method.name.lower()
+    """Add a TYPE. Raises ValueError if its name is taken in its container."""
+    key = (method.name.lower(), method.container)
     if key in _METHODS:
         raise ValueError(f"the type {method.name} is registered twice")
     _METHODS[key] = method
@@ -97,9 +97,14 @@ def names() -> list[str]:
     return [method.name for method in _METHODS.values()]
 
 
-def find(name: str) -> Method:
-    """The TYPE of this name, whatever its case. Raises ConfigError that lists what there is."""
-    try:
-        return _METHODS[name.lower()]
-    except KeyError:
-        raise ConfigError(f"--to {name} is not a type nybble knows; it knows {', '.join(names())}") from None
+def find(name: str, target: Path | None = None) -> Method:
+    """The TYPE of this name, whatever its case. Raises ConfigError that lists what there is.
+
+    target: what will be written; where both containers have the type (BF16, bf16), a name that ends in .gguf decides,
+    then how the type is spelled.
+    """
+    found = [method for (lower, _), method in _METHODS.items() if lower == name.lower()]
+    if not found:
+        raise ConfigError(f"--to {name} is not a type nybble knows; it knows {', '.join(names())}")
+    is_gguf = target is not None and target.suffix.lower() == ".gguf"
+    return min(found, key=lambda method: (is_gguf and method.container != "gguf", method.name != name))

@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from nybble.compress.gguf import quantize as gguf_pass
+from nybble.compress.safetensors import types as folder_passes
 
-__all__ = ["gguf_pass"]
+__all__ = ["folder_passes", "gguf_pass"]

@@ -72,6 +72,11 @@ def read_folder(folder: Path) -> tuple[dict[str, SafeTensor], list[MappedFile]]:
     return tensors, files
 
 
+def read_file(path: Path) -> list[SafeTensor]:
+    """All tensors of one safetensors file. Raises CheckpointError if it is damaged."""
+    return _read_header(MappedFile(path))
+
+
 def _shards(index: Path) -> list[str]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:

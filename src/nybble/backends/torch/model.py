@@ -63,9 +63,10 @@ class TorchDecoder:
         rope = Rope.make(spec.rope, num_tokens, context=self._context or num_tokens, device=self.device)
         return Layer(spec, weights, eps=self.spec.norm_eps, rope=rope)
 
-    def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
-        """[batch, tokens] -> [batch, tokens, hidden_size]."""
-        return F.embedding(token_ids.to(self.device), self.weight("embed")) * self.spec.embed_scale
+    def embed(self, token_ids: torch.Tensor, table: torch.Tensor | None = None) -> torch.Tensor:
+        """[batch, tokens] -> [batch, tokens, hidden_size]. table: `weight("embed")`, if it has been decoded already."""
+        table = self.weight("embed") if table is None else table
+        return F.embedding(token_ids.to(self.device), table) * self.spec.embed_scale
 
     def final(self, x: torch.Tensor) -> torch.Tensor:
         """The residual stream after the last layer -> logits."""

@@ -58,30 +58,45 @@ class GptqResult:
     fallback: bool
 
 
-def gptq(weight: torch.Tensor, hessian: torch.Tensor, options: GptqOptions) -> GptqResult:
-    """weight: float32 [out, in]; hessian: float32 [in, in], the mean of x x^T over the inputs. Neither is changed."""
-    grid = options.grid
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What linears that read the same inputs share: the order of columns and the factor of H^-1 in that order.
+
+    factor: None if H could not be inverted. damp_percent: what it took.
+    """
+
+    hessian: torch.Tensor
+    importance: torch.Tensor | None
+    order: torch.Tensor | None
+    factor: torch.Tensor | None
+    damp_percent: float
+
+
+def prepare(hessian: torch.Tensor, options: GptqOptions) -> Prepared:
+    """hessian: float32 [in, in], the mean of x x^T over the inputs; not changed."""
+    diagonal = hessian.diagonal().clamp(min=0)
+    size = options.grid.size(len(diagonal))
+    importance = diagonal if float(diagonal.sum()) > 0 else None
+    order = column_order(diagonal, size, options.order)
+    ordered = hessian if order is None else hessian[order][:, order]
+    factor, damp = inverse_factor(ordered, options.damp_percent)
+    return Prepared(hessian, importance, order, factor, damp)
+
+
+def gptq(weight: torch.Tensor, shared: Prepared, options: GptqOptions) -> GptqResult:
+    """weight: float32 [out, in], not changed."""
     inputs = weight.shape[1]
-    size = grid.size(inputs)
-    importance = hessian.diagonal().clamp(min=0)
-    weighted = importance if float(importance.sum()) > 0 else None
-    codes, params = round_to_nearest(weight, grid, weighted)
-    groups = torch.arange(inputs) // size
-    rtn_error = output_error(weight, _decode(codes, params, groups), hessian)
-    factor, damp = inverse_factor(hessian, options.damp_percent)
-    if factor is None:
-        return GptqResult(codes, params, None, rtn_error, rtn_error, damp, True)
-    order = column_order(importance, size, options.order)
-    if order is not None:
-        permuted, damp = inverse_factor(hessian[order][:, order], options.damp_percent)
-        if permuted is None:
-            return GptqResult(codes, params, None, rtn_error, rtn_error, damp, True)
-        factor = permuted
-    rounded, found, g_idx = _round(weight, factor, weighted, order, options, params)
-    error = output_error(weight, _decode(rounded, found, groups if g_idx is None else g_idx), hessian)
+    groups = torch.arange(inputs) // options.grid.size(inputs)
+    codes, params = round_to_nearest(weight, options.grid, shared.importance)
+    rtn_error = output_error(weight, _decode(codes, params, groups), shared.hessian)
+    fallback = GptqResult(codes, params, None, rtn_error, rtn_error, shared.damp_percent, True)
+    if shared.factor is None:
+        return fallback
+    rounded, found, g_idx = _round(weight, shared.factor, shared.importance, shared.order, options, params)
+    error = output_error(weight, _decode(rounded, found, groups if g_idx is None else g_idx), shared.hessian)
     if not error <= rtn_error:
-        return GptqResult(codes, params, None, rtn_error, rtn_error, damp, True)
-    return GptqResult(rounded, found, g_idx, error, rtn_error, damp, False)
+        return fallback
+    return GptqResult(rounded, found, g_idx, error, rtn_error, shared.damp_percent, False)
 
 
 def output_error(weight: torch.Tensor, rounded: torch.Tensor, hessian: torch.Tensor) -> float:

@@ -118,22 +118,24 @@ def _shift_stream(words: npt.NDArray[np.int32], bits: int, step: int) -> npt.NDA
 def write_gptq(stem: str, weight: GroupedInt, *, version: int) -> dict[str, Stored]:
     """The stored tensors of one matrix.
 
-    version: 1 only for zero points in the middle, which every reader understands; anything else needs 2.
+    version: 1 stores each zero point less one, so that it cannot say 0.
 
     Raises:
-        ValueError: version 1 is asked for other zero points, or the shape cannot be packed.
+        ValueError: version 1 is asked for a zero point of 0, or the shape cannot be packed.
     """
     outputs, inputs = weight.shape
     bits, groups = weight.bits, weight.scales.shape[1]
     if inputs * bits % 32 or outputs * bits % 32:
         raise ValueError(f"GPTQ packs {bits}-bit codes in whole words, which {outputs} x {inputs} weights do not fill")
-    if version == 1 and weight.zeros is not None:
-        raise ValueError("only symmetric weights may be written as the first version of GPTQ's format")
     middle = 1 << (bits - 1)
     zeros = np.full((outputs, groups), middle) if weight.zeros is None else weight.zeros
-    if int(zeros.min()) < 0 or int(zeros.max()) >= 1 << bits:
-        raise ValueError(f"a zero point of {int(zeros.max())} does not fit {bits} bits")
-    stored_zeros = np.ascontiguousarray((zeros - (version == 1)).T.astype(np.uint8))
+    least = int(version == 1)
+    if int(zeros.min()) < least or int(zeros.max()) >= 1 << bits:
+        raise ValueError(
+            f"zero points from {int(zeros.min())} to {int(zeros.max())} do not fit {bits} bits in version {version} of "
+            "GPTQ's format"
+        )
+    stored_zeros = np.ascontiguousarray((zeros - least).T.astype(np.uint8))
     scales = Stored.of(np.ascontiguousarray(weight.scales.T, np.float16))
     return {
         f"{stem}.qweight": Stored.of(np.ascontiguousarray(pack_words(weight.codes, bits).T)),

@@ -1,0 +1,1 @@
+"""What every pass that writes a Hugging Face folder shares: names, config.json, the tokenizer's files, resuming."""
