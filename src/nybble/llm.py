@@ -20,6 +20,7 @@ from nybble.engine.beam_search import BeamSearchOutput, BeamSearchParams, search
 from nybble.engine.embedding import unit_vector
 from nybble.engine.options import EngineOptions
 from nybble.engine.request import Pooling, Request
+from nybble.engine.speculate import Speculate
 from nybble.engine.start import start_engine
 from nybble.store import resolve
 from nybble.tokenizer import ChatTemplate, Tokenizer, render_to_ids
@@ -37,7 +38,7 @@ class LLM:
 
     model: a path (GGUF file or Hugging Face folder) or a name of the catalog. max_model_len: the longest sequence in
     tokens (the model's own limit, at most 8192). kv_cache_memory: bytes of the cache, or "4GiB"; by default half of the
-    free memory. threads: of the computation. seed: of requests that have none.
+    free memory. speculate: "auto", "ngram" or "off", see docs/speculation.md. threads: of the computation. seed: of requests that have none.
 
     Raises:
         ModelNotFoundError, StoreError: there is no such model, or it could not be fetched.
@@ -54,6 +55,7 @@ class LLM:
         max_num_batched_tokens: int = 512,
         kv_cache_memory: int | str | None = None,
         enable_prefix_caching: bool = True,
+        speculate: Speculate = "auto",
         seed: int | None = None,
         threads: int | None = None,
         tensor_parallel_size: int = 1,
@@ -75,6 +77,7 @@ class LLM:
             max_num_batched_tokens=max_num_batched_tokens,
             kv_cache_memory=kv_cache_memory,
             enable_prefix_caching=enable_prefix_caching,
+            speculate=speculate,
             threads=threads,
             seed=seed,
         )

@@ -10,12 +10,19 @@ from nybble.cli.prompt import Message, as_text, chat_prompt
 from nybble.core.errors import PromptError
 from nybble.core.sampling import SamplingParams
 from nybble.engine.load import LoadedModel
+from nybble.engine.speculate import Speculate
 
 WELCOME = "Ctrl-C stops an answer, Ctrl-D leaves, /new starts a new conversation."
 
 
 def chat(
-    loaded: LoadedModel, params: SamplingParams, *, system: str | None, threads: int | None, verbose: bool
+    loaded: LoadedModel,
+    params: SamplingParams,
+    *,
+    system: str | None,
+    threads: int | None,
+    speculate: Speculate,
+    verbose: bool,
 ) -> None:
     """Talk until the input ends.
 
@@ -26,7 +33,7 @@ def chat(
     chat_prompt(loaded, [*opening, {"role": "user", "content": "-"}])  # a model that cannot chat says so right away
     importlib.import_module("readline")  # gives input() its line editing and history
     note(WELCOME)
-    generator = loaded.generator()
+    generator = loaded.generator(speculate=speculate)
     interrupt, figures = Interrupt(), Figures(loaded, threads)
     messages = list(opening)
     while (line := _ask()) is not None:

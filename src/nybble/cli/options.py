@@ -17,6 +17,10 @@ ThreadsOption = Annotated[
     int | None, typer.Option(min=1, help="Threads to compute with; by default the cores that this process may use.")
 ]
 
+SpeculateOption = Annotated[
+    str, typer.Option(help="Compute guessed tokens along: auto (where it pays), ngram (always), off. Same text.")
+]
+
 
 def local_path(model: str) -> Path:
     """The path of a model, fetched first if its name is in the catalog and it is not here yet.

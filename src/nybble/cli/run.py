@@ -8,12 +8,13 @@ import typer
 
 from nybble.cli.answer import Figures, note, note_ending, show_answer
 from nybble.cli.chat import chat
-from nybble.cli.options import ModelArgument, ThreadsOption, local_path
+from nybble.cli.options import ModelArgument, SpeculateOption, ThreadsOption, local_path
 from nybble.cli.prompt import as_text, chat_prompt, given_prompt, raw_prompt
 from nybble.core.errors import ConfigError
 from nybble.core.sampling import SamplingParams
 from nybble.engine.load import load_model
 from nybble.engine.scheduler import blocks_for
+from nybble.engine.speculate import parse_mode
 
 
 def run(
@@ -33,6 +34,7 @@ def run(
     ctx: Annotated[
         int | None, typer.Option(help="Tokens of context; by default 8192, or the model's own limit if that is less.")
     ] = None,
+    speculate: SpeculateOption = "auto",
     raw: Annotated[bool, typer.Option("--raw", help="Continue the prompt as it is, without chat template.")] = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Print a line of figures after each answer (to standard error).")
@@ -49,9 +51,10 @@ def run(
     system = None if system is None else as_text(system)
     if prompt is None and raw:
         raise ConfigError("a chat needs the chat template, which --raw leaves out: give a prompt with --raw")
+    mode = parse_mode(speculate)
     loaded = load_model(path, threads=threads, context=ctx)
     if prompt is None:
-        chat(loaded, params, system=system, threads=threads, verbose=verbose)
+        chat(loaded, params, system=system, threads=threads, speculate=mode, verbose=verbose)
         return
     if raw:
         token_ids = raw_prompt(loaded, prompt)
@@ -59,7 +62,9 @@ def run(
         messages = [{"role": "system", "content": system}] if system is not None else []
         token_ids = chat_prompt(loaded, [*messages, {"role": "user", "content": prompt}])
     # Only as much cache as this one answer can use.
-    generator = loaded.generator(num_blocks=blocks_for(min(len(token_ids) + max_tokens, loaded.context)))
+    generator = loaded.generator(
+        num_blocks=blocks_for(min(len(token_ids) + max_tokens, loaded.context)), speculate=mode
+    )
     answer = show_answer(generator.generate([token_ids], params), num_prompt_tokens=len(token_ids))
     note_ending(answer, params, loaded.context)
     if verbose:

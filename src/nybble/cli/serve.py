@@ -9,10 +9,11 @@ from typing import Annotated
 
 import typer
 
-from nybble.cli.options import ModelArgument, ThreadsOption, local_path
+from nybble.cli.options import ModelArgument, SpeculateOption, ThreadsOption, local_path
 from nybble.engine.async_engine import AsyncEngine
 from nybble.engine.options import EngineOptions
 from nybble.engine.roofline import measure_roofline
+from nybble.engine.speculate import parse_mode
 from nybble.serve.app import create_app
 from nybble.serve.lifecycle import bind
 from nybble.serve.lifecycle import serve as answer_requests
@@ -40,6 +41,7 @@ def serve(
     allowed_origin: Annotated[
         list[str] | None, typer.Option(help="A web page's origin that may ask (CORS); may be repeated.")
     ] = None,
+    speculate: SpeculateOption = "auto",
     prefix_caching: Annotated[bool, typer.Option(help="Reuse what equal beginnings of prompts have computed.")] = True,
 ) -> None:
     """Serve a model over OpenAI's HTTP API."""
@@ -52,6 +54,7 @@ def serve(
         max_num_batched_tokens=max(512, max_num_seqs),
         kv_cache_memory=kv_cache_memory,
         enable_prefix_caching=prefix_caching,
+        speculate=parse_mode(speculate),
         threads=threads,
     )
     name = served_model_name or (model if not os.path.exists(model) else path.stem)

@@ -47,6 +47,8 @@ class RequestMetrics:
     first_token_time: float | None = None
     finished_time: float | None = None
     num_preemptions: int = 0
+    num_guesses: int = 0  # tokens that speculation computed along, and how many of them were right
+    num_right_guesses: int = 0
 
 
 @dataclass(slots=True)

@@ -15,6 +15,7 @@ from nybble.core.errors import ConfigError
 from nybble.engine.core import EngineCore
 from nybble.engine.generate import Generator
 from nybble.engine.scheduler import blocks_for
+from nybble.engine.speculate import Speculate
 from nybble.tokenizer import Tokenizer, load_tokenizer
 from nybble.tokenizer.tokenizer import check_vocab
 
@@ -37,7 +38,12 @@ class LoadedModel:
         return frozenset(self.checkpoint.eos_token_ids) | frozenset(self.tokenizer.eos_token_ids)
 
     def generator(
-        self, *, num_blocks: int | None = None, max_num_seqs: int = 64, enable_prefix_caching: bool = True
+        self,
+        *,
+        num_blocks: int | None = None,
+        max_num_seqs: int = 64,
+        enable_prefix_caching: bool = True,
+        speculate: Speculate = "off",
     ) -> Generator:
         """An engine of its own over this model; a cache of `num_blocks` blocks, or what the context needs.
 
@@ -54,6 +60,7 @@ class LoadedModel:
                 eos_token_ids=self.eos_token_ids,
                 max_num_seqs=max_num_seqs,
                 enable_prefix_caching=enable_prefix_caching,
+                speculate=speculate,
             )
         )
 

@@ -150,6 +150,9 @@ class Speculator:
             return
         self.stats.drafted += count
         self.stats.accepted += num_right
+        metrics = sequence.request.metrics
+        metrics.num_guesses += count
+        metrics.num_right_guesses += num_right
         if state.forced == 0:
             tries = min(num_right + 1, count)  # guesses behind a wrong one say nothing
             state.odds.add(num_right, tries)

@@ -37,6 +37,10 @@ class _EngineCollector:
                 stats.prefix_hits / stats.prefix_queries if stats.prefix_queries else 0.0,
             ),
         }
+        gauges["speculation_seconds_saved"] = (
+            "Time that right guesses would have taken one by one, less what wrong ones took.",
+            stats.speculation.seconds_saved,
+        )
         if self._roofline is not None:
             share = fraction(self._told, stats.work, self._roofline.read_gb_s, self._roofline.int8_gops)
             self._told = stats.work
@@ -55,6 +59,8 @@ class _EngineCollector:
                 "8-bit operations of the steps, a multiply-add counting as two.",
                 stats.work.operations,
             ),
+            "guessed_tokens": ("Tokens that speculation computed along.", stats.speculation.drafted),
+            "accepted_tokens": ("Those of them that were right.", stats.speculation.accepted),
             "requests_refused": ("Requests that were told to come back later.", self._refused()),
         }
         for name, (text, value) in counters.items():

@@ -17,7 +17,7 @@ from nybble.core.outputs import CompletionOutput, PositionLogprobs
 from nybble.core.sampling import SamplingParams, StructuredOutputsParams
 from nybble.serve.errors import ApiError
 from nybble.serve.openai.conversation import prompt_ids
-from nybble.serve.openai.job import Server, event_stream, new_id, now, unless_disconnected, usage
+from nybble.serve.openai.job import Effort, Server, event_stream, new_id, now, unless_disconnected, usage
 from nybble.serve.openai.logprobs import chat_logprobs
 from nybble.serve.openai.params import sampling_params
 from nybble.serve.openai.schemas import ChatBody, NamedTool
@@ -125,10 +125,10 @@ class Chat:
 
     async def _whole(self, plan: _Plan) -> dict[str, Any]:
         samples = [_Sample() for _ in range(plan.params.n)]
-        num_cached = 0
+        effort = Effort()
         async with aclosing(self._run(plan)) as stream:
             async for output in stream:
-                num_cached = output.num_cached_tokens or 0
+                effort.see(output)
                 for part in output.outputs:
                     sample = samples[part.index]
                     sample.text += part.text
@@ -141,7 +141,7 @@ class Chat:
             "created": now(),
             "model": plan.body.model,
             "choices": [self._choice(plan, index, sample) for index, sample in enumerate(samples)],
-            "usage": usage(len(plan.prompt), sum(len(s.token_ids) for s in samples), num_cached),
+            "usage": usage(len(plan.prompt), sum(len(s.token_ids) for s in samples), [effort]),
             "system_fingerprint": None,
         }
 
@@ -187,14 +187,14 @@ class Chat:
         parsers = [plan.parser() for _ in range(plan.params.n)]
         called = [False] * plan.params.n
         begun = False
-        num_new = num_cached = 0
+        num_new, effort = 0, Effort()
         async with aclosing(self._run(plan)) as stream:
             async for output in stream:
                 if not begun:  # not before the request is under way: until then an error has a status of its own
                     begun = True
                     for index in range(plan.params.n):
                         yield chunk([choice(index, {"role": "assistant", "content": ""})])
-                num_cached = output.num_cached_tokens or 0
+                effort.see(output)
                 for part in output.outputs:
                     num_new += len(part.token_ids)
                     deltas = _deltas(parsers[part.index], part)
@@ -210,7 +210,7 @@ class Chat:
                         )
                         yield chunk([choice(part.index, {}, finish_reason=ended)])
         if with_usage:
-            yield chunk([], usage(len(plan.prompt), num_new, num_cached))
+            yield chunk([], usage(len(plan.prompt), num_new, [effort]))
 
 
 def _deltas(parser: ToolParser | None, part: CompletionOutput) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from nybble.core.outputs import CompletionOutput, PositionLogprobs
 from nybble.core.sampling import SamplingParams
 from nybble.serve.bodies import check_length
 from nybble.serve.errors import ApiError
-from nybble.serve.openai.job import Server, all_of, event_stream, new_id, now, unless_disconnected, usage
+from nybble.serve.openai.job import Effort, Server, all_of, event_stream, new_id, now, unless_disconnected, usage
 from nybble.serve.openai.logprobs import completion_logprobs
 from nybble.serve.openai.params import sampling_params
 from nybble.serve.openai.schemas import CompletionBody
@@ -46,7 +46,7 @@ class _Job:
     prompt_text: str | None
     choices: list[_Choice]
     prompt_logprobs: list[PositionLogprobs | None] | None = None
-    num_cached_tokens: int = 0
+    effort: Effort = field(default_factory=Effort)
 
 
 class Completions:
@@ -123,7 +123,7 @@ class Completions:
         async with aclosing(stream):
             async for output in stream:
                 job.prompt_logprobs = output.prompt_logprobs
-                job.num_cached_tokens = output.num_cached_tokens or 0
+                job.effort.see(output)
                 for sample in output.outputs:
                     yield sample
 
@@ -221,5 +221,5 @@ class Completions:
         return usage(
             sum(len(job.prompt_ids) for job in jobs),
             sum(len(choice.token_ids) for job in jobs for choice in job.choices),
-            sum(job.num_cached_tokens for job in jobs),
+            [job.effort for job in jobs],
         )

@@ -171,11 +171,32 @@ async def _events(first: dict[str, Any], chunks: Chunks) -> AsyncGenerator[bytes
     yield DONE
 
 
-def usage(num_prompt_tokens: int, num_new_tokens: int, num_cached_tokens: int | None) -> dict[str, Any]:
-    """What a request took."""
+@dataclass(slots=True)
+class Effort:
+    """What the engine was spared in a request, as its outputs tell."""
+
+    num_cached_tokens: int = 0
+    num_guesses: int = 0
+    num_right_guesses: int = 0
+
+    def see(self, output: RequestOutput) -> None:
+        """The latest output counts."""
+        self.num_cached_tokens = output.num_cached_tokens or 0
+        if output.metrics is not None:
+            self.num_guesses = output.metrics.num_guesses
+            self.num_right_guesses = output.metrics.num_right_guesses
+
+
+def usage(num_prompt_tokens: int, num_new_tokens: int, efforts: Sequence[Effort]) -> dict[str, Any]:
+    """What one or several requests took. Guesses of speculation are "predictions" in OpenAI's words."""
+    right = sum(effort.num_right_guesses for effort in efforts)
     return {
         "prompt_tokens": num_prompt_tokens,
         "completion_tokens": num_new_tokens,
         "total_tokens": num_prompt_tokens + num_new_tokens,
-        "prompt_tokens_details": {"cached_tokens": num_cached_tokens or 0},
+        "prompt_tokens_details": {"cached_tokens": sum(effort.num_cached_tokens for effort in efforts)},
+        "completion_tokens_details": {
+            "accepted_prediction_tokens": right,
+            "rejected_prediction_tokens": sum(effort.num_guesses for effort in efforts) - right,
+        },
     }
