@@ -17,6 +17,7 @@ from nybble.core.errors import ConfigError, PromptError, TokenizerError
 from nybble.core.outputs import EmbeddingOutput, EmbeddingRequestOutput, RequestOutput
 from nybble.core.sampling import RequestOutputKind, SamplingParams
 from nybble.engine.beam_search import BeamSearchOutput, BeamSearchParams, search
+from nybble.engine.core import EngineStats
 from nybble.engine.embedding import unit_vector
 from nybble.engine.options import EngineOptions
 from nybble.engine.request import Pooling, Request
@@ -87,6 +88,10 @@ class LLM:
     def get_tokenizer(self) -> Tokenizer:
         """The model's tokenizer."""
         return self._loaded.tokenizer
+
+    def engine_stats(self) -> EngineStats:
+        """Figures of the engine at this moment, and totals since it started."""
+        return self._core.stats()
 
     def get_default_sampling_params(self) -> SamplingParams:
         """What `generate` uses if it is given none."""
