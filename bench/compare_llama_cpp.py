@@ -8,6 +8,8 @@ each after a prompt of 128 tokens.
 
     python bench/compare_llama_cpp.py --llama-bin DIR [--llama-version 11434] [--out docs/benchmarks] MODEL.gguf ...
 
+A long run can be cut into pieces: `--rounds 1 --out` for each, then `--merge` their documents.
+
 Writes <date>-<cpu>.json and .md there; the last line of standard output is the same JSON document.
 """
 
@@ -127,6 +129,19 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     return {model.stem: summarise(model, raw[model.stem], args.threads) for model in args.models}
 
 
+def merged(args: argparse.Namespace) -> dict[str, Any]:
+    """The rounds of earlier runs, in the order of their documents, as if they were one run."""
+    documents = [json.loads(path.read_text()) for path in args.merge]
+    found = {}
+    for model in args.models:
+        parts = [document["models"][model.stem]["rounds"] for document in documents if model.stem in document["models"]]
+        if not parts:
+            raise SystemExit(f"none of the documents has {model.stem}")
+        raw = {key: [row for part in parts for row in part[key]] for key in parts[0]}
+        found[model.stem] = summarise(model, raw, args.threads)
+    return found
+
+
 def summarise(model: Path, raw: dict[str, list[Cells]], threads: int) -> dict[str, Any]:
     targets = dict(zip(CELLS, TARGETS.get(model.stem, ()), strict=False))
     cells = {}
@@ -201,15 +216,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--streams", type=lambda text: [int(part) for part in text.split(",")], default=[1, 8, 32])
     parser.add_argument("--out", type=Path, help="folder of the reports; none are written without it")
+    parser.add_argument("--merge", nargs="+", type=Path, metavar="JSON", help="measure nothing, join these documents")
     args = parser.parse_args()
+    models = merged(args) if args.merge else measure(args)
     document: dict[str, Any] = {
         "date": datetime.date.today().isoformat(),
         "cpu": cpu_name(),
         "threads": args.threads,
-        "rounds": args.rounds,
+        "rounds": min(len(model["rounds"]["nybble"]) for model in models.values()),
         "nybble": __version__,
         "llama_cpp": args.llama_version,
-        "models": measure(args),
+        "models": models,
     }
     if args.out:
         slug = re.sub(r"[^a-z0-9]+", "-", document["cpu"].lower()).strip("-")
