@@ -85,8 +85,7 @@ class Layer:
                 y = rms_norm(y, self.weights[f"attn.{part}_norm"], self.eps)
             y = y.transpose(1, 2)
             heads[part] = y if part == "v" else self._rope.rotate(y)
-        mask = causal_mask(tokens, spec.window, normed.device)
-        out = self._attend(heads["q"], heads["k"], heads["v"], mask)
+        out = self._attend(heads["q"], heads["k"], heads["v"])
         return out.transpose(1, 2).reshape(batch, tokens, spec.num_q_heads * spec.head_dim)
 
     def add_attention(self, x: torch.Tensor, mixed: torch.Tensor) -> torch.Tensor:
@@ -112,8 +111,16 @@ class Layer:
     def _linear(self, name: str, x: torch.Tensor) -> torch.Tensor:
         return F.linear(x, self.weights[name], self.weights.get(f"{name}.bias"))
 
-    def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """[batch, heads, tokens, head_dim], as it is given."""
         spec = self.spec
+        if q.is_cuda:  # no mask and no scores in memory
+            from nybble.backends.torch.flash import flash_attention
+
+            by_token = (x.transpose(1, 2) for x in (q, k, v))
+            out = flash_attention(*by_token, scale=spec.sm_scale, window=spec.window, softcap=spec.attn_softcap)
+            return out.transpose(1, 2)
+        mask = causal_mask(q.shape[2], spec.window, q.device)
         grouped = spec.num_q_heads != spec.num_kv_heads
         if spec.attn_softcap is None:
             return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=spec.sm_scale, enable_gqa=grouped)
