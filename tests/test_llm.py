@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tests.models import make_tiny
 
-from nybble import LLM, BeamSearchParams, SamplingParams, StructuredOutputsParams
+from nybble import LLM, BeamSearchParams, GGUFConfig, SamplingParams, StructuredOutputsParams
 from nybble.core.errors import ConfigError, ModelNotFoundError, PromptError
 
 pytestmark = pytest.mark.e2e
@@ -145,3 +145,26 @@ def test_refuses_prompts(llm: LLM) -> None:
         llm.generate(["a", "b"], [GREEDY])
     with pytest.raises(ModelNotFoundError, match="no file or folder"):
         LLM("no-such-model")
+
+
+@pytest.mark.parametrize("quantization", ["q8_0", "int8", "nf4", GGUFConfig("F16")])
+def test_quantised_while_it_is_loaded(folder: Path, llm: LLM, quantization, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("NYBBLE_HOME", str(tmp_path / "home"))
+    small = LLM(folder, quantization=quantization, max_model_len=64, kv_cache_memory="16MiB", threads=2)
+    assert list((tmp_path / "home").iterdir()) == []  # nothing is left behind
+    prompt = [{"prompt_token_ids": list(range(1, 20))}]
+    whole = SamplingParams(max_tokens=1, prompt_logprobs=0)
+    [a], [b] = (one.generate(prompt, whole, use_tqdm=False) for one in (llm, small))
+    scores = [
+        [entry[token].logprob for entry, token in zip(o.prompt_logprobs[1:], o.prompt_token_ids[1:], strict=True)]
+        for o in (a, b)
+    ]
+    assert np.abs(np.subtract(*scores)).mean() < 0.5
+    assert scores[0] != scores[1] or quantization == GGUFConfig("F16")
+
+
+def test_a_quantisation_that_is_not_there(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="not quantised as gptq"):
+        LLM(folder, quantization="gptq")
+    with pytest.raises(ConfigError, match="q4_z is not a type"):
+        LLM(folder, quantization="q4_z")

@@ -10,6 +10,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nybble.compress.api import (
+        AWQConfig,
+        BitsAndBytesConfig,
+        GGUFConfig,
+        GPTQConfig,
+        RoundToNearestConfig,
+        quantize,
+    )
     from nybble.core.sampling import SamplingParams, StructuredOutputsParams
     from nybble.engine.async_engine import AsyncEngine
     from nybble.engine.beam_search import BeamSearchParams
@@ -19,9 +27,26 @@ if TYPE_CHECKING:
 # The same as in pyproject.toml, which a test checks; to look it up would cost 40 ms at each start.
 __version__ = "0.1.0"
 
-__all__ = ["LLM", "AsyncEngine", "BeamSearchParams", "EngineOptions", "SamplingParams", "StructuredOutputsParams"]
+__all__ = [
+    "LLM",
+    "AWQConfig",
+    "AsyncEngine",
+    "BeamSearchParams",
+    "BitsAndBytesConfig",
+    "EngineOptions",
+    "GGUFConfig",
+    "GPTQConfig",
+    "RoundToNearestConfig",
+    "SamplingParams",
+    "StructuredOutputsParams",
+    "quantize",
+]
 
 _HOMES = {
+    **dict.fromkeys(
+        ("quantize", "GPTQConfig", "AWQConfig", "BitsAndBytesConfig", "RoundToNearestConfig", "GGUFConfig"),
+        "nybble.compress.api",
+    ),
     "LLM": "nybble.llm",
     "AsyncEngine": "nybble.engine.async_engine",
     "BeamSearchParams": "nybble.engine.beam_search",

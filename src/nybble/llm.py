@@ -13,6 +13,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from nybble.compress.api import Config
+from nybble.compress.on_load import quantised
 from nybble.core.errors import ConfigError, PromptError, TokenizerError
 from nybble.core.outputs import EmbeddingOutput, EmbeddingRequestOutput, RequestOutput
 from nybble.core.sampling import RequestOutputKind, SamplingParams
@@ -39,7 +41,9 @@ class LLM:
 
     model: a path (GGUF file or Hugging Face folder) or a name of the catalog. max_model_len: the longest sequence in
     tokens (the model's own limit, at most 8192). kv_cache_memory: bytes of the cache, or "4GiB"; by default half of the
-    free memory. speculate: "auto", "ngram" or "off", see docs/speculation.md. threads: of the computation. seed: of requests that have none.
+    free memory. quantization: a type of `nybble quantize` or a config of `nybble.quantize`, to quantise the model
+    while it is loaded. speculate: "auto", "ngram" or "off", see docs/speculation.md. threads: of the computation.
+    seed: of requests that have none.
 
     Raises:
         ModelNotFoundError, StoreError: there is no such model, or it could not be fetched.
@@ -62,6 +66,7 @@ class LLM:
         tensor_parallel_size: int = 1,
         gpu_memory_utilization: float | None = None,
         dtype: str = "auto",
+        quantization: Config | str | None = None,
         **others: Any,
     ) -> None:
         if others:
@@ -82,7 +87,9 @@ class LLM:
             threads=threads,
             seed=seed,
         )
-        self._loaded, self._core = start_engine(resolve(model, announce=logger.info), options)
+        path = resolve(model, announce=logger.info)
+        with quantised(path, quantization, threads=threads) as source:
+            self._loaded, self._core = start_engine(source, options)
         self._ids = itertools.count()
 
     def get_tokenizer(self) -> Tokenizer:
