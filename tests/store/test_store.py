@@ -88,7 +88,7 @@ def test_parts_are_joined_in_order_and_fetched_once(
 ) -> None:
     said: list[str] = []
     path = resolve(entry.name, announce=said.append)
-    assert path == tmp_path / "home" / "models" / "test-2.gguf"
+    assert path == tmp_path / "home" / "blobs" / f"sha256-{entry.sha256}"
     assert path.read_bytes() == PART_1 + PART_2
     assert [item.name for item in path.parent.iterdir()] == [path.name]
     assert len(said) == 1

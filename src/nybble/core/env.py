@@ -43,5 +43,25 @@ def home() -> Path:
     return Path(value).expanduser() if value else Path.home() / ".cache" / "nybble"
 
 
+def hub_cache() -> Path:
+    """HF_HUB_CACHE, or hub/ in HF_HOME: where the programs of Hugging Face keep what they download."""
+    value = os.environ.get("HF_HUB_CACHE", "")
+    if value:
+        return Path(value).expanduser()
+    value = os.environ.get("HF_HOME", "")
+    if value:
+        return Path(value).expanduser() / "hub"
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(cache).expanduser() if cache else Path.home() / ".cache") / "huggingface" / "hub"
+
+
+def ollama_models() -> list[Path]:
+    """OLLAMA_MODELS: the folder of Ollama's models. Default: the user's and that of the system's service."""
+    value = os.environ.get("OLLAMA_MODELS", "")
+    if value:
+        return [Path(value).expanduser()]
+    return [Path.home() / ".ollama" / "models", Path("/usr/share/ollama/.ollama/models")]
+
+
 def _bad(name: str, value: str, allowed: tuple[str, ...]) -> ConfigError:
     return ConfigError(f"the environment variable {name} must be one of {', '.join(allowed)}, not {value!r}")

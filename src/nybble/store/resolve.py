@@ -2,45 +2,77 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from pathlib import Path
 
-from nybble.core.env import home
-from nybble.core.errors import ModelNotFoundError
-from nybble.store.catalog import CatalogEntry, catalog
-from nybble.store.packages import fetch, is_complete
+from nybble.core.errors import ConfigError, ModelNotFoundError, StoreError
+from nybble.store.catalog import catalog
+from nybble.store.library import Library
+from nybble.store.manifest import StoredModel
+from nybble.store.missing import not_found
+from nybble.store.names import ModelName
+from nybble.store.pull import PullProgress
 
 
 def resolve(name_or_path: str | Path, *, announce: Callable[[str], None] = lambda message: None) -> Path:
-    """The path of a model: an existing file or folder as it is, a catalog name after fetching it if need be.
+    """The path of a model: an existing file or folder as it is, a name after fetching the model if need be.
 
     Args:
-        name_or_path: a path, or a name of the catalog.
+        name_or_path: a path, or a name of the store, of the catalog, of Ollama's models or of the hub (hf.co/...).
         announce: told in one line before something slow starts.
 
     Raises:
-        ModelNotFoundError: it is neither.
+        ModelNotFoundError: it is none of them.
         StoreError: the model could not be fetched or stored.
+        ConfigError: the model is more than its file, because it has adapters.
     """
-    path = Path(name_or_path).expanduser()
-    if path.exists():
+    path = existing(name_or_path)
+    if path is not None:
         return path
-    entry = catalog().get(str(name_or_path))
-    if entry is None:
-        raise ModelNotFoundError(_not_found(str(name_or_path)))
-    return _local(entry, announce)
+    model = stored(str(name_or_path), announce=announce)
+    if model.adapters:
+        raise ConfigError(f"{model.name} has an adapter, which cannot be applied here: name the model below it")
+    return model.path
 
 
-def _local(entry: CatalogEntry, announce: Callable[[str], None]) -> Path:
-    target = home() / "models" / entry.file_name
-    if not is_complete(entry, target):
-        fetch(entry, target, announce)
-    return target
+def existing(name_or_path: str | Path) -> Path | None:
+    """A path that exists; None for anything else."""
+    try:
+        path = Path(name_or_path).expanduser()
+        return path if path.exists() else None
+    except (OSError, ValueError, RuntimeError):  # too long, a NUL in it, no such user
+        return None
 
 
-def _not_found(name: str) -> str:
-    names = sorted(catalog())
-    close = difflib.get_close_matches(name, names, n=2, cutoff=0.5)
-    hint = f"; did you mean {' or '.join(close)}?" if close else "."
-    return f"no file or folder {name!r}, and no model of that name in the catalog{hint} It has: {', '.join(names)}"
+def stored(name: str, *, announce: Callable[[str], None] = lambda message: None) -> StoredModel:
+    """The model of a name, fetched first if it is not here but in the catalog or on the hub.
+
+    Raises:
+        ModelNotFoundError: there is none of this name.
+        StoreError: it could not be fetched or stored.
+    """
+    library = Library()
+    try:
+        parsed = ModelName.parse(name)
+    except ModelNotFoundError as error:
+        raise ModelNotFoundError(
+            f"{not_found(name, ())} ({error})" if "/" not in name else not_found(name, ())
+        ) from None
+    in_catalog = parsed.key in catalog()
+    try:
+        model = library.find(parsed)
+    except StoreError:
+        if not in_catalog:
+            raise
+        model = None  # damaged, and easily had again
+    if model is None and (in_catalog or parsed.is_on_hub):
+        said = ""
+
+        def tell(progress: PullProgress) -> None:
+            nonlocal said
+            if progress.total is None and progress.status not in (said, "success", "writing manifest"):
+                said = progress.status
+                announce(said)
+
+        model = library.pull(name, tell)
+    return model if model is not None else library.get(name)
