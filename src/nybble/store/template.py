@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from nybble.core.errors import TokenizerError
+from nybble.store.go_template import GoTemplate
 
 _GO = re.compile(
     r"\{\{-?\s*(?:/\*|\$|(?:if|range|with|else|end|break|continue|template|define|block)\b|[^}%]*?(?:^|[\s({])\.)"
@@ -19,6 +20,7 @@ def is_go_template(source: str) -> bool:
 def check_template(source: str) -> None:
     """Raises TokenizerError if a template cannot be used."""
     if is_go_template(source):
+        GoTemplate(source)
         return
     from jinja2 import Environment, TemplateSyntaxError
 

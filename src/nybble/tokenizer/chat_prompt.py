@@ -13,15 +13,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, Protocol
 
 from nybble.core.errors import TokenizerError
-from nybble.tokenizer.chat_template import ChatTemplate
 from nybble.tokenizer.tokenizer import Tokenizer
 
 
+class Template(Protocol):
+    """A ChatTemplate, or one in another language that takes and gives the same."""
+
+    def render(
+        self, messages: Sequence[Mapping[str, object]], *, add_generation_prompt: bool = True, **variables: object
+    ) -> str: ...
+
+
 def render_to_ids(
-    template: ChatTemplate,
+    template: Template,
     tokenizer: Tokenizer,
     messages: Sequence[Mapping[str, object]],
     *,
