@@ -273,5 +273,6 @@ class Scheduler:
     def waste(self) -> float:
         """The share of the running sequences' memory that holds no token. A shared block counts once."""
         used = self.pool.num_used
-        empty = sum(len(s.blocks) * BLOCK_SIZE - s.num_computed_tokens for s in self.running)
+        # Not num_computed_tokens: in the middle of a step that would count what the step is about to fill.
+        empty = sum(max(len(s.blocks) * BLOCK_SIZE - len(s.token_ids), 0) for s in self.running)
         return empty / (used * BLOCK_SIZE) if used else 0.0
