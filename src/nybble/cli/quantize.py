@@ -32,7 +32,7 @@ def quantize(
         str | None,
         typer.Option(
             metavar="TEXT|DATASET",
-            help="What gptq, awq and, if given, int types see: a file or a `datasets` name. Default: Python's own docs.",
+            help="Text that gptq, awq and int types look at: a file or a `datasets` name. Default: Python's own docs.",
         ),
     ] = None,
     calibration_samples: Annotated[int | None, typer.Option(min=1, help="How many samples of it.")] = None,

@@ -145,7 +145,7 @@ class Awq:
                 told(module)
                 continue
             clipped = self._clipped(layer, module, hessian) if self._clips else weight
-            rounded = grouped(*round_to_nearest(clipped, self._grid), self._grid)
+            rounded = grouped(module.stem, *round_to_nearest(clipped, self._grid), self._grid)
             values = torch.from_numpy(rounded.decode())
             stored |= write_awq(module.stem, rounded)
             back = _folded_rows(module, scales, layer.spec)

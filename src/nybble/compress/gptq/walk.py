@@ -227,7 +227,7 @@ class _Rounding:
         shared = prepare(hessian, options)
         for module in rounded:
             found = gptq(take(self._layer.weights, module), shared, options)
-            weight = grouped(found.codes, found.params, options.grid, found.g_idx)
+            weight = grouped(module.stem, found.codes, found.params, options.grid, found.g_idx)
             self.stored |= write_gptq(module.stem, weight, version=1)
             put(self._layer.weights, module, weight.decode())
             self.errors[module.stem] = {

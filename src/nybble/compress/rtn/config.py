@@ -24,7 +24,7 @@ def compressed_config(types: Mapping[str, str], grids: Mapping[str, Grid]) -> di
         groups[f"group_{i}"] = {
             "targets": members,
             "weights": _float8() if name == "fp8" else _integers(grids[name]),
-            "input_activations": _per_token() if name == "fp8" else None,
+            "input_activations": None,
             "output_activations": None,
             "format": _format(name),
         }
@@ -61,18 +61,3 @@ def _integers(grid: Grid) -> dict[str, object]:
 
 def _float8() -> dict[str, object]:
     return _integers(Grid(8, -1)) | {"type": "float"}
-
-
-def _per_token() -> dict[str, object]:
-    return {
-        "num_bits": 8,
-        "type": "float",
-        "symmetric": True,
-        "strategy": "token",
-        "group_size": None,
-        "block_structure": None,
-        "dynamic": True,
-        "actorder": None,
-        "observer": None,
-        "observer_kwargs": {},
-    }

@@ -151,7 +151,7 @@ class RoundToNearest:
                 values = float8.decode()
             else:
                 grid = self._grids[name]
-                rounded = grouped(*round_to_nearest(weight, grid, importance), grid)
+                rounded = grouped(module.stem, *round_to_nearest(weight, grid, importance), grid)
                 stored |= write_packed(module.stem, rounded, dtype=self.model.dtype)
                 values = rounded.decode()
             if layer is not None:

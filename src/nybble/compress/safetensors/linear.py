@@ -9,13 +9,19 @@ import torch
 
 from nybble.compress.grids import Grid, GroupParams
 from nybble.compress.safetensors.model import Floats, FolderModel, Module
+from nybble.core.errors import CheckpointError
 from nybble.quant.weights import GroupedInt
 
 TORCH_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16}
 
 
-def grouped(codes: torch.Tensor, params: GroupParams, grid: Grid, g_idx: torch.Tensor | None = None) -> GroupedInt:
-    """codes: uint8 [out, in]."""
+def grouped(
+    stem: str, codes: torch.Tensor, params: GroupParams, grid: Grid, g_idx: torch.Tensor | None = None
+) -> GroupedInt:
+    """codes: uint8 [out, in]. Raises CheckpointError that names the linear if its scales do not fit the file."""
+    if float(params.scale.abs().max()) >= torch.finfo(grid.scale_dtype).max:
+        name = str(grid.scale_dtype).removeprefix("torch.")
+        raise CheckpointError(f"{stem} has weights so large that their scales do not fit {name}: check the model")
     return GroupedInt(
         grid.bits,
         grid.size(codes.shape[1]),

@@ -68,7 +68,7 @@ class _Halves(Tensor):
 
 @dataclass(frozen=True)
 class FolderModel:
-    """checkpoint: with rows in the folder's order. dtype: what unquantised matrices become that are not in 16 bits yet.
+    """checkpoint: with rows in the folder's order. dtype: what unquantised tensors become that are not in 16 bits yet.
 
     uniform: those that are become it too.
     """
@@ -174,11 +174,15 @@ class FolderModel:
         return floats_as(values, dtype)
 
     def dtype_of(self, name: str) -> str:
-        """What an unquantised tensor is kept in: vectors keep every bit that they have."""
+        """What an unquantised tensor is kept in.
+
+        What has 16 bits stays as it is; all else gets the one type of config.json, vectors too: transformers loads
+        quantised folders in the types of their tensors, and cannot multiply two different ones.
+        """
         tensor = self.checkpoint.tensors[name]
         if self.checkpoint.container == "safetensors" and tensor.format.name in _SHORT:
             return self.dtype if self.uniform else tensor.format.name
-        return "F32" if len(tensor.shape) == 1 else self.dtype
+        return self.dtype
 
     def in_dtype(self, dtype: str) -> FolderModel:
         """The same, with every matrix in F16 or BF16."""

@@ -31,7 +31,8 @@ _FLOATS = ("F16", "BF16", "F32")
 def read_gptq(config: Mapping[str, object], tensors: Tensors, where: str) -> list[Logical]:
     """Every quantised matrix of a folder. Raises CheckpointError for what cannot be right."""
     bits, group_size = number_in(config, "bits", BITS, where), group_size_in(config, where)
-    if config.get("dynamic"):
+    dynamic = config.get("dynamic") or {}
+    if not isinstance(dynamic, dict) or not all(str(rule).startswith("-:") for rule in dynamic):  # "-:": left out
         raise CheckpointError(f"{where}: GPTQ folders whose layers differ (dynamic) are not supported")
     if config.get("pack_dtype", "int32") != "int32":
         raise CheckpointError(f"{where}: GPTQ codes packed in {config['pack_dtype']!r} are not supported, only int32")
