@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from types import FrameType
+from typing import Protocol
 
 from nybble.core.outputs import FinishReason
 from nybble.core.sampling import SamplingParams
@@ -53,8 +54,35 @@ class Interrupt:
             signal.signal(signal.SIGINT, before)
 
 
-def show_answer(steps: Steps, *, num_prompt_tokens: int, interrupt: Interrupt | None = None) -> Answer:
+class Writer(Protocol):
+    """Shows an answer while it comes."""
+
+    def write(self, text: str) -> None: ...
+    def end(self) -> None: ...
+
+
+class Plain:
+    """A Writer of the text as it is."""
+
+    def __init__(self) -> None:
+        self._last = "\n"
+
+    def write(self, text: str) -> None:
+        """Print at once what is new."""
+        self._last = text or self._last
+        print(text, end="", flush=True)
+
+    def end(self) -> None:
+        """The shell's next line is not to begin in the middle."""
+        if not self._last.endswith("\n"):
+            print(flush=True)
+
+
+def show_answer(
+    steps: Steps, *, num_prompt_tokens: int, interrupt: Interrupt | None = None, writer: Writer | None = None
+) -> Answer:
     """Print the text of a single sequence as it comes and return all of it."""
+    writer = writer or Plain()
     pieces: list[str] = []
     reason: FinishReason | None = None
     begin = perf_counter()
@@ -70,13 +98,12 @@ def show_answer(steps: Steps, *, num_prompt_tokens: int, interrupt: Interrupt | 
                     num_cached_tokens = event.num_cached_tokens
                 pieces.append(event.text)
                 reason = event.finish_reason
-                print(event.text, end="", flush=True)
+                writer.write(event.text)
             if interrupt is not None and interrupt.asked:
                 steps.close()
                 break
     finally:  # after Ctrl-C, too, the shell's next line is not to begin here
-        if pieces and not "".join(pieces).endswith("\n"):
-            print(flush=True)
+        writer.end()
     return Answer(
         text="".join(pieces),
         num_prompt_tokens=num_prompt_tokens,

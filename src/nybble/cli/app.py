@@ -17,7 +17,10 @@ import typer
 from nybble import __version__
 from nybble.core.errors import NybbleError
 
-COMMANDS = ("run", "serve", "show", "doctor", "bench", "quantize", "imatrix", "convert")
+COMMANDS = (
+    "run", "serve", "pull", "list", "show", "create", "cp", "rm", "store", "doctor", "bench", "quantize", "imatrix",
+    "convert",
+)  # fmt: skip
 
 
 def main() -> None:

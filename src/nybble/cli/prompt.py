@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from nybble import store
 from nybble.core.errors import PromptError, TokenizerError
 from nybble.engine.load import LoadedModel
 from nybble.tokenizer import ChatTemplate, render_to_ids
@@ -50,20 +51,24 @@ def raw_prompt(loaded: LoadedModel, text: str) -> list[int]:
     return loaded.tokenizer.encode(text, add_special=True)
 
 
-def chat_prompt(loaded: LoadedModel, messages: list[Message]) -> list[int]:
-    """A conversation in the words of the model's chat template, up to where its answer begins.
+def chat_prompt(loaded: LoadedModel, messages: list[Message], template: str | None = None) -> list[int]:
+    """A conversation in the words of a chat template, up to where the answer begins.
+
+    template: in Jinja or in Go's language; None: the one that the model file brings.
 
     Raises:
         TokenizerError: the model has no chat template, or it cannot be rendered with these messages.
     """
-    source = loaded.checkpoint.chat_template
+    source = loaded.checkpoint.chat_template if template is None else template
     if source is None:
         raise TokenizerError(
             "this model has no chat template, it was not made for conversations: "
             "give --raw to have it continue the prompt"
         )
     tokenizer = loaded.tokenizer
-    template = ChatTemplate(source, bos_token=tokenizer.bos_token or "", eos_token=tokenizer.eos_token or "")
     checkpoint = loaded.checkpoint
     bos_token_id = checkpoint.bos_token_id if checkpoint.add_bos else None  # templates differ in whether they write it
-    return render_to_ids(template, tokenizer, messages, bos_token_id=bos_token_id)
+    if template is not None and store.is_go_template(source):
+        return render_to_ids(store.GoTemplate(source), tokenizer, messages, bos_token_id=bos_token_id)
+    jinja = ChatTemplate(source, bos_token=tokenizer.bos_token or "", eos_token=tokenizer.eos_token or "")
+    return render_to_ids(jinja, tokenizer, messages, bos_token_id=bos_token_id)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 import typer
 
 from nybble.cli.answer import Figures, note, note_ending, show_answer
 from nybble.cli.chat import chat
-from nybble.cli.options import ModelArgument, SpeculateOption, ThreadsOption, local_path
-from nybble.cli.prompt import as_text, chat_prompt, given_prompt, raw_prompt
+from nybble.cli.markdown import writer_for_terminal
+from nybble.cli.named import Named, find_named, not_followed, sampling
+from nybble.cli.options import ModelArgument, SpeculateOption, ThreadsOption
+from nybble.cli.prompt import Message, as_text, chat_prompt, given_prompt, raw_prompt
+from nybble.cli.session import Session
 from nybble.core.errors import ConfigError
-from nybble.core.sampling import SamplingParams
-from nybble.engine.load import load_model
+from nybble.engine.load import LoadedModel, load_model
 from nybble.engine.scheduler import blocks_for
 from nybble.engine.speculate import parse_mode
 
@@ -23,11 +26,19 @@ def run(
         str | None,
         typer.Argument(help="What to ask. Without it: standard input if that is piped, an interactive chat if not."),
     ] = None,
-    max_tokens: Annotated[int, typer.Option(help="The longest answer, in tokens.")] = 1024,
-    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.7,
-    top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens that make up this probability.")] = 0.95,
-    top_k: Annotated[int, typer.Option(help="Draw from so many of the likeliest tokens; 0: from all.")] = 0,
-    min_p: Annotated[float, typer.Option(help="Leave out tokens below this fraction of the likeliest one.")] = 0.0,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="The longest answer, in tokens; by default the model's own, or 1024.")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="0 always takes the likeliest token; by default the model's own, or 0.7.")
+    ] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Draw from the likeliest tokens that make up this probability; 0.95.")
+    ] = None,
+    top_k: Annotated[int | None, typer.Option(help="Draw from so many of the likeliest tokens; 0: from all.")] = None,
+    min_p: Annotated[
+        float | None, typer.Option(help="Leave out tokens below this fraction of the likeliest one; 0.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Makes the answer repeatable; by default every one differs.")] = None,
     system: Annotated[str | None, typer.Option(help="The system message that a chat begins with.")] = None,
     threads: ThreadsOption = None,
@@ -36,36 +47,57 @@ def run(
     ] = None,
     speculate: SpeculateOption = "auto",
     raw: Annotated[bool, typer.Option("--raw", help="Continue the prompt as it is, without chat template.")] = False,
+    markdown: Annotated[
+        bool, typer.Option("--markdown/--plain", help="Render Markdown on a terminal, or show it as it comes.")
+    ] = True,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Print a line of figures after each answer (to standard error).")
     ] = False,
 ) -> None:
     """Ask a model, or chat with it."""
-    params = SamplingParams(
-        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed, max_tokens=max_tokens
-    )
+    values = {
+        "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed,
+        "max_tokens": max_tokens,
+    }  # fmt: skip
+    given = {name: value for name, value in values.items() if value is not None}
+    sampling({}, given)  # a wrong option says so before a model is fetched
     if raw and system is not None:
         raise ConfigError("--system needs the chat template, which --raw leaves out: give only one of them")
-    path = local_path(model)
+    named = find_named(model)
     prompt = given_prompt(prompt)
-    system = None if system is None else as_text(system)
+    if system is not None:
+        named = replace(named, system=as_text(system))
     if prompt is None and raw:
         raise ConfigError("a chat needs the chat template, which --raw leaves out: give a prompt with --raw")
+    params = sampling(named.parameters, given)
     mode = parse_mode(speculate)
-    loaded = load_model(path, threads=threads, context=ctx)
+
+    def load(one: Named) -> LoadedModel:
+        return load_model(one.path, threads=threads or one.number("num_thread"), context=ctx or one.number("num_ctx"))
+
+    for sentence in not_followed(named.parameters):
+        note(sentence)
+    loaded = load(named)
     if prompt is None:
-        chat(loaded, params, system=system, threads=threads, speculate=mode, verbose=verbose)
+        session = Session(named, loaded, load=load, given=given, threads=threads, speculate=mode)
+        session.verbose, session.markdown = verbose, markdown
+        chat(session)
         return
-    if raw:
-        token_ids = raw_prompt(loaded, prompt)
-    else:
-        messages = [{"role": "system", "content": system}] if system is not None else []
-        token_ids = chat_prompt(loaded, [*messages, {"role": "user", "content": prompt}])
+    token_ids = raw_prompt(loaded, prompt) if raw else chat_prompt(loaded, _messages(named, prompt), named.template)
     # Only as much cache as this one answer can use.
-    generator = loaded.generator(
-        num_blocks=blocks_for(min(len(token_ids) + max_tokens, loaded.context)), speculate=mode
+    longest = loaded.context if params.max_tokens is None else len(token_ids) + params.max_tokens
+    generator = loaded.generator(num_blocks=blocks_for(min(longest, loaded.context)), speculate=mode)
+    answer = show_answer(
+        generator.generate([token_ids], params),
+        num_prompt_tokens=len(token_ids),
+        writer=writer_for_terminal(markdown and not raw),
     )
-    answer = show_answer(generator.generate([token_ids], params), num_prompt_tokens=len(token_ids))
     note_ending(answer, params, loaded.context)
     if verbose:
         note(Figures(loaded, threads).line(answer))
+
+
+def _messages(named: Named, prompt: str) -> list[Message]:
+    opening = [] if named.system is None else [("system", named.system)]
+    turns = [*opening, *named.messages, ("user", prompt)]
+    return [{"role": role, "content": content} for role, content in turns]

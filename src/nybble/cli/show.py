@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,9 +16,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from nybble.checkpoint import Checkpoint, open_checkpoint
+from nybble.cli.named import parameter_lines, stored_model
 from nybble.cli.options import local_path
+from nybble.core.errors import ConfigError
 from nybble.core.spec import LayerSpec, ModelSpec
 from nybble.core.tokenizer_source import TokenizerFile
+from nybble.store import StoredModel
+from nybble.store.modelfile import Command, format_modelfile
 from nybble.tokenizer import load_tokenizer
 
 
@@ -34,18 +40,64 @@ class _Share:
 
 
 def show(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="A GGUF file, a Hugging Face folder, or a catalog name.")],
+    file: Annotated[str, typer.Argument(metavar="MODEL", help="A GGUF file, a Hugging Face folder, or a name.")],
+    modelfile: Annotated[bool, typer.Option("--modelfile", help="Only a Modelfile that makes this model.")] = False,
+    template: Annotated[bool, typer.Option("--template", help="Only the chat template.")] = False,
+    system: Annotated[bool, typer.Option("--system", help="Only the system message.")] = False,
+    parameters: Annotated[bool, typer.Option("--parameters", help="Only the parameters.")] = False,
+    license: Annotated[bool, typer.Option("--license", help="Only the licence.")] = False,
 ) -> None:
-    """Show architecture, encodings, tokenizer and chat template of a model."""
-    checkpoint = open_checkpoint(local_path(file))
+    """Show architecture, encodings, tokenizer and chat template of a model, and what its Modelfile says."""
+    if modelfile + template + system + parameters + license > 1:
+        raise ConfigError("--modelfile, --template, --system, --parameters and --license each show one thing: give one")
+    path = local_path(file)
+    stored = stored_model(file)
+    if modelfile:
+        sys.stdout.write(format_modelfile([Command("FROM", str(path))]) if stored is None else stored.modelfile())
+    elif system or parameters or license:
+        texts = _stored_texts(stored)
+        print(texts["system"] if system else texts["parameters"] if parameters else texts["license"])
+    elif template:
+        print((stored.template if stored is not None else None) or open_checkpoint(path).chat_template or "")
+    else:
+        _show_all(path, stored)
+
+
+def _stored_texts(stored: StoredModel | None) -> dict[str, str]:
+    if stored is None:
+        return {"system": "", "parameters": "", "license": ""}
+    return {
+        "system": stored.system or "",
+        "parameters": parameter_lines(stored.parameters),
+        "license": "\n\n".join(stored.license),
+    }
+
+
+def _show_all(path: Path, stored: StoredModel | None) -> None:
+    checkpoint = open_checkpoint(path)
     console = Console()
     facts = Table(show_header=False, box=None)
     facts.add_column(style="bold")
     facts.add_column()
-    for name, value in _facts(checkpoint):
+    for name, value in (*_stored_facts(stored), *_facts(checkpoint)):
         facts.add_row(name, escape(value))
     console.print(facts)
     console.print(_encodings(checkpoint))
+
+
+def _stored_facts(stored: StoredModel | None) -> Iterator[tuple[str, str]]:
+    if stored is None:
+        return
+    yield "name", f"{stored.name}, {stored.digest[:19]}"
+    if stored.parent is not None:
+        yield "made from", stored.parent
+    for name, text in _stored_texts(stored).items():
+        if text:
+            yield name, text if name == "parameters" else text.strip().splitlines()[0][:100]
+    if stored.messages:
+        yield "messages", str(len(stored.messages))
+    if stored.template is not None:
+        yield "its template", f"{len(stored.template)} characters"
 
 
 def _facts(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class CatalogEntry:
 @cache
 def catalog() -> dict[str, CatalogEntry]:
     """All models that have a name, by name."""
-    table = tomllib.loads(files("nybble.store").joinpath("catalog.toml").read_text("utf-8"))
+    table = tomllib.loads(Path(__file__).with_name("catalog.toml").read_text("utf-8"))
     return {
         name: CatalogEntry(
             name=name,

@@ -226,9 +226,9 @@ class _Run:
         self._scope(node.name)[node.name] = value
 
     def _scope(self, name: str) -> dict[str, Any]:
-        found = next((scope for scope in reversed(self._scopes) if name in scope), None)
-        if found is not None:
-            return found
+        for scope in self._scopes[::-1]:
+            if name in scope:
+                return scope
         raise TokenizerError(f"the template uses {name}, which it never set")
 
     def _value(self, expression: Expression, dot: Any) -> Any:

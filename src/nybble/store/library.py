@@ -5,85 +5,28 @@ Models of other programs (Ollama, the Hugging Face hub's cache) are found too, r
 
 from __future__ import annotations
 
-import builtins
-import hashlib
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from nybble.core.env import home
 from nybble.core.errors import ModelNotFoundError, StoreError
-from nybble.store.blobs import BlobFolder, file_digest, locked, remove_file, sync_folder, write_synced, writing
+from nybble.store.blobs import file_digest, locked, remove_file, sync_folder, write_synced, writing
 from nybble.store.create import Quantize, Recipe
 from nybble.store.hub import sweep_partial
-from nybble.store.hub_files import find_cached, list_cached
 from nybble.store.layers import reference
 from nybble.store.manifest import MAX_BYTES, Layer, Manifest, StoredModel, parse_manifest
-from nybble.store.missing import not_found
 from nybble.store.modelfile import parse_modelfile
-from nybble.store.names import ModelName, from_file_name
-from nybble.store.ollama_cache import find_in_ollama, list_ollama
+from nybble.store.names import ModelName
 from nybble.store.progress import PullProgress
 from nybble.store.pull import fetch_layer
+from nybble.store.shelf import Shelf
 
 _KEEP_SECONDS = 3600.0  # a blob that came without a manifest may be waiting for one
 
 
-class Library:
+class Library(Shelf):
     """The models below a folder; by default NYBBLE_HOME. Safe with several threads and processes at once."""
-
-    def __init__(self, root: Path | None = None) -> None:
-        self.root = home() if root is None else root
-        self.blobs = BlobFolder(self.root)
-        self._folder = self.root / "manifests"
-
-    # --- finding
-
-    def list(self) -> list[StoredModel]:
-        """Every model, newest first. What is damaged is left out; `verify` tells about it."""
-        found = {}
-        for name in self._names():
-            try:
-                found[name] = self._stored(name, *self._read(name))
-            except (StoreError, ModelNotFoundError):
-                continue
-        for model in list_ollama():
-            found.setdefault(model.name, model)
-        for cached in list_cached():
-            found.setdefault(cached.name, _from_hub_cache(cached.name, cached.path))
-        return sorted(found.values(), key=lambda model: (-model.modified, str(model.name)))
-
-    def get(self, name: str) -> StoredModel:
-        """The model of this name, its files checked to be there and unchanged.
-
-        Raises:
-            ModelNotFoundError: there is none.
-            StoreError: a file of it is damaged, gone, or was changed since.
-        """
-        parsed = ModelName.parse(name)
-        model = self.find(parsed)
-        if model is None:
-            raise ModelNotFoundError(not_found(name, [str(one) for one in self._names()]))
-        return model
-
-    def find(self, name: ModelName) -> StoredModel | None:
-        """As `get`, with None for a model that is not here."""
-        own = self._own_name(name)
-        if own is not None:
-            content, modified = self._read(own)
-            model = self._stored(own, content, modified)
-            for layer in parse_manifest(content, self._folder / own.file_name).layers:
-                self._check(own, layer)
-            return model
-        if (foreign := find_in_ollama(name)) is not None:
-            return foreign
-        if name.is_on_hub and (cached := find_cached(name)) is not None:
-            return _from_hub_cache(name, cached.path)
-        return None
-
-    # --- changing
 
     def copy(self, source: str, target: str) -> None:
         """Give a model a second name, instead of whatever had that name.
@@ -156,7 +99,7 @@ class Library:
         parsed = ModelName.parse(name)
         layer = fetch_layer(self.blobs, parsed, progress)
         if layer is None:
-            raise ModelNotFoundError(not_found(name, ()))
+            raise ModelNotFoundError(self.nothing_called(name))
         progress(PullProgress("writing manifest"))
         self._commit(parsed, Manifest(layer))
         progress(PullProgress("success"))
@@ -169,30 +112,6 @@ class Library:
     def write_blob(self, digest: str, chunks: Iterable[bytes]) -> None:
         """Store a blob. Raises ConfigError if the bytes have another digest, StoreError if they cannot be written."""
         self.blobs.write(digest, chunks)
-
-    # --- looking after
-
-    def verify(self, progress: Callable[[str], None] = lambda message: None) -> builtins.list[str]:
-        """Read every file of the store. Returns a sentence for each thing that is wrong; what is unused is not."""
-        wrong = []
-        for digest in self.blobs.digests():
-            progress(digest)
-            if trouble := self.blobs.trouble(digest):
-                wrong.append(trouble)
-        for file_name in self._file_names():
-            name = from_file_name(file_name)
-            if name is None:
-                wrong.append(f"{self._folder / file_name} is no manifest: remove the file")
-                continue
-            try:
-                content, _ = self._read(name)
-                for layer in parse_manifest(content, self._folder / file_name).layers:
-                    self._check(name, layer)
-            except ModelNotFoundError:
-                continue  # removed meanwhile
-            except StoreError as error:
-                wrong.append(str(error))
-        return wrong
 
     def collect(self, *, keep_seconds: float = _KEEP_SECONDS) -> tuple[int, int]:
         """Delete what no model uses: (how many files, their bytes). Blobs younger than `keep_seconds` stay.
@@ -213,59 +132,6 @@ class Library:
                     count += 1
             return count, freed
 
-    # --- inside
-
-    def _file_names(self) -> builtins.list[str]:
-        try:
-            return sorted(os.listdir(self._folder))
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            raise StoreError(f"{self._folder} cannot be read ({error.strerror}): is NYBBLE_HOME right?") from error
-
-    def _names(self) -> builtins.list[ModelName]:
-        return [name for name in map(from_file_name, self._file_names()) if name is not None]
-
-    def _own_name(self, name: ModelName) -> ModelName | None:
-        """The name as it was written when the model was made."""
-        return next((own for own in self._names() if own == name), None)
-
-    def _read(self, name: ModelName) -> tuple[bytes, float]:
-        """A manifest's bytes, and when it was written."""
-        path = self._folder / name.file_name
-        try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-        except FileNotFoundError:
-            raise ModelNotFoundError(not_found(str(name), ())) from None
-        except OSError as error:
-            raise StoreError(f"{path} cannot be read ({error.strerror})") from error
-        with os.fdopen(descriptor, "rb") as file:
-            return file.read(MAX_BYTES), os.fstat(descriptor).st_mtime
-
-    def _stored(self, name: ModelName, content: bytes, modified: float) -> StoredModel:
-        manifest = parse_manifest(content, self._folder / name.file_name)
-        return StoredModel(
-            name=name,
-            path=self._layer_path(manifest.weights),
-            digest=f"sha256:{hashlib.sha256(content).hexdigest()}",
-            size=sum(layer.size for layer in manifest.layers),
-            modified=modified,
-            template=manifest.template,
-            system=manifest.system,
-            parameters=manifest.parameters,
-            messages=manifest.messages,
-            license=manifest.license,
-            adapters=tuple(self._layer_path(layer) for layer in manifest.adapters),
-            parent=manifest.parent,
-        )
-
-    def _layer_path(self, layer: Layer) -> Path:
-        """Where a file of a model lies."""
-        if layer.digest is not None:
-            return self.blobs.path(layer.digest)
-        assert layer.path is not None
-        return Path(layer.path)
-
     def _parent(self, name: str) -> tuple[str, Manifest]:
         model = self.find(ModelName.parse(name)) or self.pull(name, lambda progress: None)
         return str(model.name), self._manifest_of(model)
@@ -283,21 +149,6 @@ class Library:
             messages=model.messages,
             license=model.license,
         )
-
-    def _check(self, name: ModelName, layer: Layer) -> None:
-        """A file must be what it was when the model was made."""
-        path = self._layer_path(layer)
-        try:
-            status = path.lstat() if layer.digest is not None else path.stat()
-        except OSError as error:
-            raise StoreError(f"{path}, a file of {name}, is gone ({error.strerror}): make the model again") from error
-        if layer.path is not None and path.is_dir():
-            return
-        same = status.st_size == layer.size
-        if layer.mtime_ns:
-            same = same and (status.st_mtime_ns, status.st_ino) == (layer.mtime_ns, layer.inode)
-        if not same or (layer.digest is not None and path.is_symlink()):
-            raise StoreError(f"{path}, a file of {name}, was changed since the model was made: make it again")
 
     def _quantized(self, manifest: Manifest, quantize: Quantize, progress: Callable[[str], None]) -> Manifest:
         with self.blobs.workspace() as work:
@@ -348,17 +199,3 @@ class Library:
             layers = parse_manifest(content, self._folder / name.file_name).layers
             used |= {layer.digest for layer in layers if layer.digest is not None}
         return used
-
-
-def _from_hub_cache(name: ModelName, path: Path) -> StoredModel:
-    files = [path] if path.is_file() else [file for file in path.iterdir() if file.is_file()]
-    sizes = [file.stat().st_size for file in files]
-    text = f"{path.resolve()}:{sizes}"
-    return StoredModel(
-        name=name,
-        path=path,
-        digest=f"sha256:{hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()}",
-        size=sum(sizes),
-        modified=path.stat().st_mtime,
-        origin="huggingface",
-    )

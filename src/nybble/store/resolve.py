@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 
 from nybble.core.errors import ConfigError, ModelNotFoundError, StoreError
 from nybble.store.catalog import catalog
-from nybble.store.library import Library
 from nybble.store.manifest import StoredModel
-from nybble.store.missing import not_found
 from nybble.store.names import ModelName
 from nybble.store.progress import PullProgress
+from nybble.store.shelf import Shelf
 
 
 def resolve(name_or_path: str | Path, *, announce: Callable[[str], None] = lambda message: None) -> Path:
@@ -51,28 +51,34 @@ def stored(name: str, *, announce: Callable[[str], None] = lambda message: None)
         ModelNotFoundError: there is none of this name.
         StoreError: it could not be fetched or stored.
     """
-    library = Library()
+    shelf = Shelf()
     try:
         parsed = ModelName.parse(name)
-    except ModelNotFoundError as error:
-        raise ModelNotFoundError(
-            f"{not_found(name, ())} ({error})" if "/" not in name else not_found(name, ())
-        ) from None
+    except ModelNotFoundError:
+        raise ModelNotFoundError(shelf.nothing_called(name)) from None
     in_catalog = parsed.key in catalog()
     try:
-        model = library.find(parsed)
+        model = shelf.find(parsed)
     except StoreError:
         if not in_catalog:
             raise
         model = None  # damaged, and easily had again
     if model is None and (in_catalog or parsed.is_on_hub):
-        said = ""
+        model = _pull(name, announce)
+    if model is None:
+        raise ModelNotFoundError(shelf.nothing_called(name))
+    return model
 
-        def tell(progress: PullProgress) -> None:
-            nonlocal said
-            if progress.total is None and progress.status not in (said, "success", "writing manifest"):
-                said = progress.status
-                announce(said)
 
-        model = library.pull(name, tell)
-    return model if model is not None else library.get(name)
+def _pull(name: str, announce: Callable[[str], None]) -> StoredModel:
+    said = {"success", "writing manifest"}  # nothing slow follows these
+
+    def tell(progress: PullProgress) -> None:
+        if progress.total is None and progress.status not in said:
+            said.add(progress.status)
+            announce(progress.status)
+
+    # To import what downloads takes longer than to find a model that is here.
+    library = importlib.import_module("nybble.store.library").Library()
+    model: StoredModel = library.pull(name, tell)
+    return model
