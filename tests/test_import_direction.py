@@ -35,7 +35,9 @@ ALLOWED: dict[str, set[str]] = {
     "cli": {"serve", "compress", "evaluate", "store", "engine", "backends", "checkpoint", "tokenizer", "core"},
 }
 # Packages whose functions may import them: optional, or too slow to import before they are needed.
-LATE_IMPORTS = {"torch", "transformers", "tokenizers", "numpy", "jinja2", "rich", "markdown_it", "huggingface_hub", "prompt_toolkit"}
+LATE_IMPORTS = {
+    "torch", "transformers", "tokenizers", "numpy", "jinja2", "rich", "markdown_it", "huggingface_hub", "prompt_toolkit",
+}  # fmt: skip
 
 
 def imports(tree: ast.Module) -> Iterator[tuple[str, bool]]:
