@@ -36,7 +36,8 @@ ALLOWED: dict[str, set[str]] = {
 }
 # Packages whose functions may import them: optional, or too slow to import before they are needed.
 LATE_IMPORTS = {
-    "torch", "transformers", "tokenizers", "numpy", "jinja2", "rich", "markdown_it", "huggingface_hub", "prompt_toolkit",
+    "torch", "transformers", "tokenizers", "numpy", "jinja2", "rich", "markdown_it", "huggingface_hub",
+    "prompt_toolkit",
 }  # fmt: skip
 
 
