@@ -16,7 +16,6 @@ import errno
 import fcntl
 import hashlib
 import os
-import re
 import shutil
 import stat
 import tempfile
@@ -25,10 +24,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from nybble.core.errors import ConfigError, StoreError
-from nybble.store.names import parse_digest
+from nybble.store.names import BLOB_DIGEST, parse_digest
 
 CHUNK_BYTES = 1 << 22
-_BLOB = re.compile(r"(sha256|inode)-[0-9a-f]{64}")
 
 
 class BlobFolder:
@@ -42,15 +40,14 @@ class BlobFolder:
     def path(self, digest: str) -> Path:
         """The one place where a digest becomes a path. Raises ConfigError if it is not a digest."""
         kind, _, hexadecimal = digest.partition(":")
-        if kind == "inode" and _BLOB.fullmatch(f"inode-{hexadecimal}"):
+        if kind == "inode" and BLOB_DIGEST.fullmatch(digest):
             return self.folder / f"inode-{hexadecimal}"
         return self.folder / f"sha256-{parse_digest(digest)}"
 
     def digest_of(self, path: Path) -> str | None:
         """The digest that a path inside the folder stands for."""
-        if path.parent == self.folder and _BLOB.fullmatch(path.name):
-            return path.name.replace("-", ":", 1)
-        return None
+        digest = path.name.replace("-", ":", 1)
+        return digest if path.parent == self.folder and BLOB_DIGEST.fullmatch(digest) else None
 
     def has(self, digest: str) -> bool:
         """Whether a regular file is there; a symbolic link is none."""
@@ -65,7 +62,8 @@ class BlobFolder:
             names = sorted(os.listdir(self.folder))
         except FileNotFoundError:
             return []
-        return [name.replace("-", ":", 1) for name in names if _BLOB.fullmatch(name)]
+        digests = [name.replace("-", ":", 1) for name in names]
+        return [digest for digest in digests if BLOB_DIGEST.fullmatch(digest)]
 
     def write(self, digest: str, chunks: Iterable[bytes]) -> None:
         """Store bytes that must have this digest.
@@ -78,7 +76,7 @@ class BlobFolder:
         if self.has(digest):
             return
         with self.workspace() as work:
-            found = write_synced(work / "blob", chunks)
+            found = write_synced(self.root, work / "blob", chunks)
             if found != parse_digest(digest):
                 raise ConfigError(f"the bytes have the digest sha256:{found}, not {digest}: send them again")
             self.adopt(work / "blob", target)
@@ -101,7 +99,7 @@ class BlobFolder:
                 note = self._note(digest)
                 if not note.exists():
                     with self.workspace() as work:
-                        write_synced(work / "note", [found.encode("ascii")])
+                        write_synced(self.root, work / "note", [found.encode("ascii")])
                         (work / "note").replace(note)
                 wanted = note.read_text("ascii")
         except FileNotFoundError:
@@ -131,8 +129,7 @@ class BlobFolder:
             descriptor = os.open(folder, os.O_RDONLY)
             fcntl.flock(descriptor, fcntl.LOCK_SH)
         try:
-            with writing(self.root):
-                yield folder
+            yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
             os.close(descriptor)
@@ -168,16 +165,31 @@ def locked(root: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def write_synced(path: Path, chunks: Iterable[bytes]) -> str:
-    """Write a new file so that it survives a power cut. Returns its SHA-256 in hexadecimal."""
+def write_synced(root: Path, path: Path, chunks: Iterable[bytes]) -> str:
+    """Write a new file so that it survives a power cut. Returns its SHA-256 in hexadecimal.
+
+    Raises:
+        StoreError: it cannot be written. What `chunks` raises passes through.
+    """
     digest = hashlib.sha256()
-    with path.open("xb") as out:
+    with writing(root):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    try:
         for chunk in chunks:
             digest.update(chunk)
-            out.write(chunk)
-        out.flush()
-        os.fsync(out.fileno())
+            with writing(root):
+                _write_all(descriptor, chunk)
+        with writing(root):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
     return digest.hexdigest()
+
+
+def _write_all(descriptor: int, chunk: bytes) -> None:
+    left = memoryview(chunk)
+    while left:
+        left = left[os.write(descriptor, left) :]
 
 
 def file_digest(path: Path) -> str:

@@ -154,8 +154,9 @@ class Library(Shelf):
         with self.blobs.workspace() as work:
             quantize(self._layer_path(manifest.weights), work / "model.gguf")
             progress("hashing the result")
-            digest = f"sha256:{file_digest(work / 'model.gguf')}"
-            size = (work / "model.gguf").stat().st_size
+            with writing(self.root):
+                digest = f"sha256:{file_digest(work / 'model.gguf')}"
+                size = (work / "model.gguf").stat().st_size
             self.blobs.adopt(work / "model.gguf", self.blobs.path(digest))
         return replace(manifest, weights=Layer(size, digest))
 
@@ -165,8 +166,8 @@ class Library(Shelf):
         if len(content) > MAX_BYTES:
             raise StoreError(f"the texts of {name} have more than {MAX_BYTES >> 20} MiB together: shorten them")
         with self.blobs.workspace() as work:
-            write_synced(work / "manifest", [content])
-            with locked(self.root):
+            write_synced(self.root, work / "manifest", [content])
+            with writing(self.root), locked(self.root):
                 for layer in manifest.layers:
                     self._check(name, layer)
                 self._folder.mkdir(exist_ok=True)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from nybble.core.errors import StoreError
 from nybble.store.modelfile import Command, Value, format_modelfile
-from nybble.store.names import ModelName
+from nybble.store.names import BLOB_DIGEST, ModelName
 
 MAX_BYTES = 1 << 24  # of a manifest; licences are the longest part
 VERSION = 1
@@ -105,6 +105,10 @@ def _layer(row: Mapping[str, Any]) -> Layer:
     )
     if (layer.digest is None) == (layer.path is None):
         raise ValueError("a file has neither digest nor path, or both")
+    if layer.digest is not None and not BLOB_DIGEST.fullmatch(layer.digest):
+        raise ValueError(f"{layer.digest!r:.100} is not a digest")
+    if layer.path is not None and not layer.path.startswith("/"):
+        raise ValueError(f"{layer.path!r:.100} is not an absolute path")
     return layer
 
 

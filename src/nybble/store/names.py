@@ -12,6 +12,7 @@ DEFAULT_TAG = "latest"
 HUB_HOSTS = ("hf.co", "huggingface.co")
 
 _PART = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_-])?")
+BLOB_DIGEST = re.compile(r"(?:sha256|inode):[0-9a-f]{64}")  # inode: see nybble.store.blobs
 _DIGEST = re.compile(r"(sha256)[:-]([0-9a-f]{64})")
 
 
