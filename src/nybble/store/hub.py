@@ -30,6 +30,7 @@ from nybble.store.progress import PullProgress, Tell
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _TELL_SECONDS = 0.1
+_CHUNK_BYTES = 1 << 18  # what a lost connection loses at most; the hub's own 10 MB would be much on a slow line
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,11 +138,13 @@ def _describe(repository: str, commit: str, path: str) -> HubFile:
 
 
 def _download(file: HubFile, partial: Path, tell: Tell) -> None:
+    from huggingface_hub import constants
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils._headers import build_hf_headers
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     disable_progress_bars("huggingface_hub.http_get")
+    constants.DOWNLOAD_CHUNK_SIZE = _CHUNK_BYTES
     begin = partial.stat().st_size
     if begin > file.num_bytes:
         begin = 0

@@ -47,7 +47,7 @@ def _choose_default(name: ModelName, files: Sequence[str], models: Sequence[str]
 
 
 def _of_type(models: Sequence[str], kind: str) -> list[str]:
-    pattern = re.compile(rf"(?:^|[-._/]){re.escape(kind)}(?=[-._/])", re.IGNORECASE)
+    pattern = re.compile(rf"(?:^|[-._/]){re.escape(kind)}(?=[-./])", re.IGNORECASE)
     return [file for file in models if pattern.search(file) and "mmproj" not in file.lower()]
 
 

@@ -22,6 +22,7 @@ from nybble.store.progress import PullProgress
 from nybble.store.pull import fetch_layer
 from nybble.store.shelf import Shelf
 
+_TRIES = 3
 _KEEP_SECONDS = 3600.0  # a blob that came without a manifest may be waiting for one
 
 
@@ -36,8 +37,7 @@ class Library(Shelf):
             StoreError: it cannot be written.
         """
         name = ModelName.parse(target)
-        model = self.get(source)
-        self._commit(name, self._manifest_of(model))
+        self._commit(name, lambda: self._manifest_of(self.get(source)))
 
     def remove(self, name: str) -> None:
         """Forget a model, and delete those of its files in the store that no other model uses.
@@ -81,11 +81,16 @@ class Library(Shelf):
         modelfile = parse_modelfile(modelfile_text)
         for note in modelfile.notes:
             progress(note)
-        manifest = Recipe(self.blobs, self._parent, base_folder, files, progress).build(modelfile)
-        if quantize is not None:
-            manifest = self._quantized(manifest, quantize, progress)
-        progress("writing manifest")
-        self._commit(parsed, manifest)
+        recipe = Recipe(self.blobs, self._parent, base_folder, files, progress)
+
+        def make() -> Manifest:
+            manifest = recipe.build(modelfile)
+            if quantize is not None:
+                manifest = self._quantized(manifest, quantize, progress)
+            progress("writing manifest")
+            return manifest
+
+        self._commit(parsed, make)
         progress("success")
         return self.get(name)
 
@@ -97,11 +102,15 @@ class Library(Shelf):
             StoreError: it cannot be fetched or stored.
         """
         parsed = ModelName.parse(name)
-        layer = fetch_layer(self.blobs, parsed, progress)
-        if layer is None:
-            raise ModelNotFoundError(self.nothing_called(name))
-        progress(PullProgress("writing manifest"))
-        self._commit(parsed, Manifest(layer))
+
+        def make() -> Manifest:
+            layer = fetch_layer(self.blobs, parsed, progress)
+            if layer is None:
+                raise ModelNotFoundError(self.nothing_called(name))
+            progress(PullProgress("writing manifest"))
+            return Manifest(layer)
+
+        self._commit(parsed, make)
         progress(PullProgress("success"))
         return self.get(str(parsed))
 
@@ -125,9 +134,9 @@ class Library(Shelf):
             count, freed = 0, sweep_partial(self.root)
             for digest in self.blobs.digests():
                 path = self.blobs.path(digest)
-                age = time.time() - path.stat().st_mtime
-                if digest not in used and (age > keep_seconds or digest.startswith("inode:")):
-                    freed += path.stat().st_size if path.stat().st_nlink == 1 else 0
+                status = path.lstat()
+                if digest not in used and time.time() - status.st_ctime > keep_seconds:  # since it got its name
+                    freed += status.st_size if status.st_nlink == 1 else 0
                     self.blobs.delete(digest)
                     count += 1
             return count, freed
@@ -160,22 +169,31 @@ class Library(Shelf):
             self.blobs.adopt(work / "model.gguf", self.blobs.path(digest))
         return replace(manifest, weights=Layer(size, digest))
 
-    def _commit(self, name: ModelName, manifest: Manifest) -> None:
-        """Write a manifest, after a last look at the files that it names."""
-        content = manifest.to_bytes()
-        if len(content) > MAX_BYTES:
-            raise StoreError(f"the texts of {name} have more than {MAX_BYTES >> 20} MiB together: shorten them")
-        with self.blobs.workspace() as work:
-            write_synced(self.root, work / "manifest", [content])
-            with writing(self.root), locked(self.root):
-                for layer in manifest.layers:
-                    self._check(name, layer)
-                self._folder.mkdir(exist_ok=True)
-                before = self._own_name(name)
-                (work / "manifest").replace(self._folder / name.file_name)
-                if before is not None and before.file_name != name.file_name:  # the same in other letters
-                    remove_file(self._folder / before.file_name)
-                sync_folder(self._folder)
+    def _commit(self, name: ModelName, make: Callable[[], Manifest]) -> None:
+        """Write what `make` returns, and make it again if another process has just removed a file of it."""
+        for _ in range(_TRIES):
+            manifest = make()
+            content = manifest.to_bytes()
+            if len(content) > MAX_BYTES:
+                raise StoreError(f"the texts of {name} have more than {MAX_BYTES >> 20} MiB together: shorten them")
+            with self.blobs.workspace() as work:
+                write_synced(self.root, work / "manifest", [content])
+                with writing(self.root), locked(self.root):
+                    digests = [layer.digest for layer in manifest.layers if layer.digest is not None]
+                    if all(map(self.blobs.has, digests)):
+                        self._put(name, manifest, work / "manifest")
+                        return
+        raise StoreError(f"other processes keep removing the files of {name}: try again when they are done")
+
+    def _put(self, name: ModelName, manifest: Manifest, file: Path) -> None:
+        for layer in manifest.layers:
+            self._check(name, layer)
+        self._folder.mkdir(exist_ok=True)
+        before = self._own_name(name)
+        file.replace(self._folder / name.file_name)
+        if before is not None and before.file_name != name.file_name:  # the same in other letters
+            remove_file(self._folder / before.file_name)
+        sync_folder(self._folder)
 
     def _remove_manifest(self, name: ModelName) -> None:
         try:
