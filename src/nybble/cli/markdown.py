@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.markdown import Markdown
 
 _REDRAW_SECONDS = 0.08
+_ITEM = re.compile(r"(?:[-*+]|\d{1,9}[.)])(?:\s|$)")
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
 
 
@@ -40,10 +41,11 @@ class MarkdownWriter:
     def write(self, text: str) -> None:
         """Print the blocks that this finishes, and draw the one that it leaves open."""
         self._tail += text
-        done, self._tail = split_finished(self._tail)
-        if done.strip():
-            self._stop()
-            self._print(done)
+        blocks, self._tail = split_finished(self._tail)
+        for block in blocks:
+            if block.strip():
+                self._stop()
+                self._print(block)
         if self._tail.strip() and time.monotonic() - self._drawn > _REDRAW_SECONDS:
             self._draw()
 
@@ -82,21 +84,32 @@ class MarkdownWriter:
         return self._console
 
 
-def split_finished(text: str) -> tuple[str, str]:
-    """Where the last block begins: what stands before it cannot change any more."""
+def split_finished(text: str) -> tuple[list[str], str]:
+    """The blocks that cannot change any more, and what is still growing.
+
+    A blank line ends a block when the next line shows that it does not go on: a line that is indented, or the next
+    item of a list, belongs to what stands before.
+    """
+    blocks: list[str] = []
     fence = ""
-    at = cut = 0
+    begin = at = 0
+    after_blank = in_list = False
     for line in text.splitlines(keepends=True):
+        is_item = _ITEM.match(line) is not None
+        starts_anew = after_blank and line[0] not in " \t" and bool(line.strip()) and not (in_list and is_item)
+        if starts_anew and not fence:
+            blocks.append(text[begin:at])
+            begin = at
+        if at == begin:
+            in_list = is_item
         found = _FENCE.match(line)
-        if fence:
-            if found and found[1].startswith(fence) and not line.strip(" `~\n"):
-                fence = ""
-        elif found:
+        if fence and found and found[1].startswith(fence) and not line.strip(" `~\n"):
+            fence = ""
+        elif not fence and found:
             fence = found[1]
-        elif not line.strip() and line.endswith("\n"):
-            cut = at + len(line)
+        after_blank = not line.strip() and not fence
         at += len(line)
-    return text[:cut], text[cut:]
+    return blocks, text[begin:]
 
 
 class _LastLines:

@@ -44,6 +44,7 @@ class TerminalReader:
         from prompt_toolkit import PromptSession
         from prompt_toolkit.completion import WordCompleter
         from prompt_toolkit.history import FileHistory, InMemoryHistory
+        from prompt_toolkit.shortcuts import CompleteStyle
 
         self.keeps_history = True
         path = home() / "history"
@@ -54,10 +55,13 @@ class TerminalReader:
         except OSError:
             history = InMemoryHistory()
         completer = WordCompleter(commands, sentence=True)
+        below = CompleteStyle.READLINE_LIKE  # a menu would keep lines of the screen free for itself
         self._session: PromptSession[str] = PromptSession(
-            history=history, completer=completer, complete_while_typing=False, enable_open_in_editor=True
+            history=history, completer=completer, complete_style=below, complete_while_typing=False
         )
-        self._without: PromptSession[str] = PromptSession(completer=completer, complete_while_typing=False)
+        self._without: PromptSession[str] = PromptSession(
+            completer=completer, complete_style=below, complete_while_typing=False
+        )
 
     def line(self, prompt: str) -> str:
         """The next line, or several that were pasted."""
