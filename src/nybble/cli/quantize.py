@@ -82,8 +82,8 @@ def quantize(
     )
     began = time.perf_counter()
     with Bar() as progress:
-        report = request.method.run(request, progress)
-    show_report(report, "would be written" if dry_run else f"written in {time.perf_counter() - began:.1f} s", target)
+        outcome = request.method.run(request, progress)
+    show_report(outcome, "would be written" if dry_run else f"written in {time.perf_counter() - began:.1f} s", target)
 
 
 quantize.__doc__ = f"""Write a model in another type.

@@ -56,7 +56,7 @@ class GPTQConfig:
         """Raises ConfigError for bits that GPTQ's format does not have."""
         if self.bits not in (2, 3, 4, 8):
             raise ConfigError(f"GPTQConfig(bits={self.bits!r}) cannot be used: bits must be 2, 3, 4 or 8")
-        options = {
+        options: dict[str, object] = {
             "group_size": self.group_size,
             "damp_percent": self.damp_percent,
             "desc_act": self.desc_act,

@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 from types import TracebackType
 
-from nybble.core.errors import OutputError
+from nybble.core.errors import NybbleError, OutputError
 from nybble.formats.output import OutputFile
 
 _STATE = "state.json"
@@ -21,7 +21,8 @@ class OutputFolder:
     """Collects files in `.NAME.part` beside the target; `commit` gives the folder its name.
 
     plan: says what is being made. Files of an earlier, interrupted attempt are kept if its plan was the same, and
-    thrown away otherwise. Leaving the `with` block without a commit keeps what is there. Raises OutputError.
+    thrown away otherwise. Leaving the `with` block without a commit keeps what is there, unless the reason is one that
+    would come again: an error about the model or the options. Raises OutputError.
     """
 
     def __init__(self, target: Path, plan: dict[str, object], *, force: bool = False) -> None:
@@ -54,6 +55,8 @@ class OutputFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if kind is not None and issubclass(kind, NybbleError) and not issubclass(kind, OutputError):
+            shutil.rmtree(self.work, ignore_errors=True)
         for left in self.work.glob(".*.part") if self.work.exists() else ():
             with contextlib.suppress(OSError):
                 left.unlink()
