@@ -21,7 +21,7 @@ struct BoundCache {
 
     static KvCache make(const Model& model, int num_blocks) {
         require(num_blocks >= 1, "num_blocks must be at least 1, not " + std::to_string(num_blocks));
-        return KvCache(model.config(), num_blocks, model.act_f32());
+        return KvCache(model.config(), num_blocks, model.kv_type());
     }
 
     const Model* model;
@@ -35,14 +35,17 @@ Activation activation_argument(const std::string& name) {
 
 void init_model(Model* self, int vocab_size, int hidden_size, float norm_eps, std::vector<LayerConfig> layers,
                 bool tied_head, float embed_scale, float logit_scale, float logit_softcap, std::optional<int> threads,
-                const std::optional<std::string>& isa, const std::string& act) {
+                const std::optional<std::string>& isa, const std::string& act, const std::string& kv) {
     require(act == "int8" || act == "f32", "unknown activation type '" + act + "': use int8 or f32");
+    require(kv == "f16" || kv == "int8", "unknown type of keys and values '" + kv + "': use f16 or int8");
+    const bool f32 = act == "f32";  // the reference arithmetic keeps them exact, unless int8 is what is looked at
+    const KvType kv_type = kv == "int8" ? KvType::int8 : f32 ? KvType::f32 : KvType::f16;
     const int count = threads.value_or(default_threads());
     require(count >= 1 && count <= kMaxThreads,
             "threads must be between 1 and " + std::to_string(kMaxThreads) + ", not " + std::to_string(count));
     ModelConfig config{vocab_size,  hidden_size, norm_eps,      tied_head,
                        embed_scale, logit_scale, logit_softcap, std::move(layers)};
-    new (self) Model(std::move(config), isa_argument(isa), act == "f32", count);
+    new (self) Model(std::move(config), isa_argument(isa), f32, count, kv_type);
 }
 
 void set_tensor(Model& model, const std::string& name, const std::string& format, int rows, int cols, nb::handle data) {
@@ -129,7 +132,7 @@ void bind_model(nb::module_& m) {
         .def("__init__", &init_model, nb::kw_only(), nb::arg("vocab_size"), nb::arg("hidden_size"), nb::arg("norm_eps"),
              nb::arg("layers"), nb::arg("tied_head"), nb::arg("embed_scale") = 1.0f, nb::arg("logit_scale") = 1.0f,
              nb::arg("logit_softcap") = 0.0f, nb::arg("threads") = nb::none(), nb::arg("isa") = nb::none(),
-             nb::arg("act") = "int8")
+             nb::arg("act") = "int8", nb::arg("kv") = "f16")
         .def("set_tensor", &set_tensor, nb::arg("name"), nb::arg("format"), nb::arg("rows"), nb::arg("cols"),
              nb::arg("data"))
         .def("finish", &Model::finish, nb::call_guard<nb::gil_scoped_release>())
@@ -141,7 +144,7 @@ void bind_model(nb::module_& m) {
         .def_prop_ro("threads", &Model::threads)
         .def_prop_ro("weight_bytes", &Model::weight_bytes)
         .def_prop_ro("cache_bytes_per_block",
-                     [](const Model& self) { return KvCache::bytes_per_block(self.config(), self.act_f32()); });
+                     [](const Model& self) { return KvCache::bytes_per_block(self.config(), self.kv_type()); });
     bind_sampling(m, model);
     nb::class_<BoundCache>(m, "KvCache", "The paged keys and values of one model.")
         .def(nb::init<const Model&, int>(), nb::arg("model"), nb::arg("num_blocks"), nb::keep_alive<1, 2>())

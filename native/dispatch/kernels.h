@@ -30,6 +30,8 @@ struct Kernels {
     void (*rms_norm)(const float* x, const float* w, float eps, int n, float* out) = nullptr;
     // One head in place; cos and sin hold rotary / 2 values.
     void (*rope)(float* x, const float* cos, const float* sin, int rotary, bool interleaved) = nullptr;
+    // Rotates one head, in place.
+    void (*hadamard)(float* x, int n) = nullptr;
     // out = act(gate) * up; out may be either input.
     void (*silu_mul)(const float* gate, const float* up, int n, float* out) = nullptr;
     void (*gelu_tanh_mul)(const float* gate, const float* up, int n, float* out) = nullptr;
@@ -38,7 +40,7 @@ struct Kernels {
     // x = cap * tanh(x / cap), in place.
     void (*softcap)(float* x, float cap, int n) = nullptr;
     // One token's K and V of one kv head, into `slot` of its block; `block` is where the (block, kv head) starts.
-    void (*store_kv)(const float* k, const float* v, int head_dim, bool kv_f32, uint8_t* block, int slot) = nullptr;
+    void (*store_kv)(const float* k, const float* v, int head_dim, KvType type, uint8_t* block, int slot) = nullptr;
     void (*attention)(const AttentionArgs& args) = nullptr;
 
     // For the sampler. maxima[b] = the largest of block b of kMaximaBlock; returns the largest of all, NaN if x has

@@ -11,9 +11,15 @@ inline constexpr int kAttentionChunk = 256;     // tokens between two merges of 
 inline constexpr int kAttentionRowTile = 8;     // most query rows that share one K or V load
 inline constexpr int kAttentionMaxTokens = 16;  // query tokens per call
 
-// Bytes of one (block, kv head): K [head_dim][16 tokens], then V [16 tokens][head_dim].
-constexpr size_t kv_head_bytes(int head_dim, bool kv_f32) {
-    return (size_t)2 * (size_t)head_dim * kKvBlockTokens * (kv_f32 ? 4 : 2);
+// How keys and values are kept: in floats of 16 or 32 bits, or in 8 bits with a scale per token and head.
+enum class KvType { f16, f32, int8 };
+
+// Bytes of one (block, kv head): K [head_dim][16 tokens], then V [16 tokens][head_dim]; with int8 then the scales, f16,
+// of the 16 keys and of the 16 values.
+constexpr size_t kv_head_bytes(int head_dim, KvType type) {
+    const size_t numbers = (size_t)2 * (size_t)head_dim * kKvBlockTokens;
+    if (type == KvType::int8) return numbers + (size_t)2 * kKvBlockTokens * 2;
+    return numbers * (type == KvType::f32 ? 4 : 2);
 }
 
 // One (sequence, kv head, tile of query tokens). The query heads of the kv head lie side by side, head_dim apart.
@@ -31,7 +37,7 @@ struct AttentionArgs {
     int first_position;  // of the first query token; its own K and V are already stored
     int window;          // how many tokens a query sees, itself included; 0 = all
     float softcap;       // scores become softcap * tanh(score / softcap); 0 = off
-    bool kv_f32;
+    KvType kv_type;
     float* scratch;  // attention_scratch_floats(tokens * heads, head_dim)
 };
 

@@ -28,10 +28,13 @@ void Executor::rotate_and_store(Worker& worker, const LayerRun& layer) {
     const int rotary = config.rotary_dim();
     const RopeTable& rope =
         scratch_.ropes[static_cast<std::size_t>(scratch_.rope_of_layer[static_cast<std::size_t>(layer.index)])];
+    const bool in_int8 = layer.cache.type() == KvType::int8;
     const auto finish = [&](float* head, const Vector& norm, std::size_t angles) {
         if (config.qk_norm) kernels_.rms_norm(head, norm.data(), config_.norm_eps, dim, head);
-        if (rotary == 0) return;
-        kernels_.rope(head, rope.cos.data() + angles, rope.sin.data() + angles, rotary, config.rope_interleaved);
+        if (rotary != 0) {
+            kernels_.rope(head, rope.cos.data() + angles, rope.sin.data() + angles, rotary, config.rope_interleaved);
+        }
+        if (in_int8) kernels_.hadamard(head, dim);
     };
     const std::int64_t total = static_cast<std::int64_t>(tokens_) * config.kv_heads;
     worker.parallel_for(total, grain(worker, total), [&](std::int64_t begin, std::int64_t end) {
@@ -49,7 +52,7 @@ void Executor::rotate_and_store(Worker& worker, const LayerRun& layer) {
             const int position = scratch_.position_of[static_cast<std::size_t>(token)];
             const int sequence = scratch_.sequence_of[static_cast<std::size_t>(token)];
             const std::int32_t block = layer.step.block_table(sequence)[position / kKvBlockTokens];
-            kernels_.store_kv(k, k + config.kv_size(), dim, layer.cache.f32(),
+            kernels_.store_kv(k, k + config.kv_size(), dim, layer.cache.type(),
                               layer.cache.head(layer.index, kv_head) + block * layer.cache.block_stride(layer.index),
                               position % kKvBlockTokens);
         }
@@ -88,7 +91,7 @@ void Executor::attend_tile(const LayerRun& layer, const AttentionTile& tile, int
     args.first_position = scratch_.position_of[static_cast<std::size_t>(tile.token0)];
     args.window = config.window;
     args.softcap = config.attn_softcap;
-    args.kv_f32 = layer.cache.f32();
+    args.kv_type = layer.cache.type();
     args.scratch = memory;
     kernels_.attention(args);
 }

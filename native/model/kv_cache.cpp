@@ -20,11 +20,11 @@ void KvCache::copy_blocks(std::span<const BlockCopy> pairs, ThreadPool& pool) {
     });
 }
 
-std::size_t KvCache::bytes_per_block(const ModelConfig& config, bool f32) {
+std::size_t KvCache::bytes_per_block(const ModelConfig& config, KvType type) {
     std::size_t total = 0;
     for (const LayerConfig& layer : config.layers) {
         const std::size_t bytes =
-            checked_mul(kv_head_bytes(layer.head_dim, f32), static_cast<std::size_t>(layer.kv_heads));
+            checked_mul(kv_head_bytes(layer.head_dim, type), static_cast<std::size_t>(layer.kv_heads));
         total = checked_add(total, bytes);
     }
     return total;

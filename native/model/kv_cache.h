@@ -21,12 +21,12 @@ struct BlockCopy {
 
 class KvCache {
 public:
-    // `f32`: keys and values are floats instead of halves. The memory is zero and appears when it is written.
-    KvCache(const ModelConfig& config, int num_blocks, bool f32) : num_blocks_(num_blocks), f32_(f32) {
+    // The memory is zero and appears when it is written.
+    KvCache(const ModelConfig& config, int num_blocks, KvType type) : num_blocks_(num_blocks), type_(type) {
         layers_.reserve(config.layers.size());
         for (const LayerConfig& layer : config.layers) {
             Layer one;
-            one.head_bytes = kv_head_bytes(layer.head_dim, f32);
+            one.head_bytes = kv_head_bytes(layer.head_dim, type);
             one.block_bytes = one.head_bytes * static_cast<std::size_t>(layer.kv_heads);
             one.data = Buffer<std::uint8_t>(checked_mul(one.block_bytes, static_cast<std::size_t>(num_blocks)));
             layers_.push_back(std::move(one));
@@ -37,7 +37,7 @@ public:
     KvCache& operator=(const KvCache&) = delete;
 
     int num_blocks() const { return num_blocks_; }
-    bool f32() const { return f32_; }
+    KvType type() const { return type_; }
     std::ptrdiff_t block_stride(int layer) const { return static_cast<std::ptrdiff_t>(at(layer).block_bytes); }
     // Block 0 of a layer, at one kv head.
     std::uint8_t* head(int layer, int kv_head) {
@@ -47,7 +47,7 @@ public:
     // Copies whole blocks of all layers, one pair after the other: a block that was copied to may be copied from.
     void copy_blocks(std::span<const BlockCopy> pairs, ThreadPool& pool);
     // What one more block takes in all layers.
-    static std::size_t bytes_per_block(const ModelConfig& config, bool f32);
+    static std::size_t bytes_per_block(const ModelConfig& config, KvType type);
     std::size_t bytes() const {
         std::size_t total = 0;
         for (const Layer& layer : layers_) total += layer.data.bytes();
@@ -63,7 +63,7 @@ private:
     const Layer& at(int layer) const { return layers_[static_cast<std::size_t>(layer)]; }
 
     int num_blocks_;
-    bool f32_;
+    KvType type_;
     std::vector<Layer> layers_;
 };
 

@@ -56,9 +56,10 @@ std::string shape(int rows, int cols) { return "[" + std::to_string(rows) + ", "
 
 }  // namespace
 
-Model::Model(ModelConfig config, Isa isa, bool act_f32, int threads)
+Model::Model(ModelConfig config, Isa isa, bool act_f32, int threads, KvType kv_type)
     : config_(checked(std::move(config))),
       act_f32_(act_f32),
+      kv_type_(kv_type),
       kernels_(kernels(isa)),
       pool_(threads),
       weights_(config_),

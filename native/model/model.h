@@ -19,7 +19,7 @@ namespace nybble {
 class Model {
 public:
     // Throws std::invalid_argument if the configuration cannot be run. `isa` must be supported.
-    Model(ModelConfig config, Isa isa, bool act_f32, int threads);
+    Model(ModelConfig config, Isa isa, bool act_f32, int threads, KvType kv_type);
 
     // Packs one tensor. `data` holds whole rows in the file's encoding; it is not needed afterwards.
     // Throws std::invalid_argument if the tensor is unknown, has the wrong shape, or was set before.
@@ -39,7 +39,7 @@ public:
 
     const ModelConfig& config() const { return config_; }
     bool finished() const { return executor_ != nullptr; }
-    bool act_f32() const { return act_f32_; }
+    KvType kv_type() const { return kv_type_; }
     Isa isa() const { return kernels_.isa; }
     int threads() const { return pool_.size(); }
     std::size_t weight_bytes() const { return weights_.bytes(); }
@@ -47,6 +47,7 @@ public:
 private:
     ModelConfig config_;
     bool act_f32_;
+    KvType kv_type_;
     const Kernels& kernels_;
     ThreadPool pool_;
     Weights weights_;

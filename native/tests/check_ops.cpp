@@ -49,7 +49,7 @@ void check_half(const Kernels& table) {
         std::fill_n(k, 16, x);
         std::fill_n(v, 16, -x);
         uint16_t block[2 * 16 * 16];
-        table.store_kv(k, v, 16, false, (uint8_t*)block, 5);
+        table.store_kv(k, v, 16, KvType::f16, (uint8_t*)block, 5);
         same &= block[16 * 3 + 5] == float_to_half(std::clamp(x, -65504.0f, 65504.0f));
         same &= block[256 + 5 * 16 + 3] == float_to_half(std::clamp(-x, -65504.0f, 65504.0f));
     }
@@ -146,7 +146,7 @@ void check_quantize(const Kernels& table) {
 struct AttentionCase {
     int head_dim, heads, length, window;
     float softcap;
-    bool kv_f32;
+    KvType type;
 };
 
 // A sequence of `length` tokens: the cache is filled, then the last `queries` tokens attend in tiles of `tile`.
@@ -163,7 +163,7 @@ struct AttentionRun {
         k = normals((size_t)c.length * c.head_dim, 6);
         v = normals((size_t)c.length * c.head_dim, 7);
         const int count = (c.length + 15) / 16;
-        const size_t head_bytes = kv_head_bytes(c.head_dim, c.kv_f32);
+        const size_t head_bytes = kv_head_bytes(c.head_dim, c.type);
         cache.assign(head_bytes * kv_heads * (count + 3), 0);
         for (int b = 0; b < count; ++b) blocks.push_back((b * 7 + 2) % count + 1);
         if (count % 7 == 0) {
@@ -171,7 +171,7 @@ struct AttentionRun {
         }
         for (int t = 0; t < c.length; ++t) {
             uint8_t* block = cache.data() + head_bytes * (blocks[t / 16] * kv_heads + kv_head);
-            table.store_kv(&k[(size_t)t * c.head_dim], &v[(size_t)t * c.head_dim], c.head_dim, c.kv_f32, block, t % 16);
+            table.store_kv(&k[(size_t)t * c.head_dim], &v[(size_t)t * c.head_dim], c.head_dim, c.type, block, t % 16);
         }
     }
 
@@ -185,7 +185,7 @@ struct AttentionRun {
             args.q_stride = width;
             args.out = &out[(size_t)t * width];
             args.out_stride = width;
-            const size_t head_bytes = kv_head_bytes(c.head_dim, c.kv_f32);
+            const size_t head_bytes = kv_head_bytes(c.head_dim, c.type);
             args.kv = cache.data() + head_bytes * kv_head;
             args.kv_block_stride = (ptrdiff_t)(head_bytes * kv_heads);
             args.block_table = blocks.data();
@@ -195,7 +195,7 @@ struct AttentionRun {
             args.first_position = t;
             args.window = c.window;
             args.softcap = c.softcap;
-            args.kv_f32 = c.kv_f32;
+            args.kv_type = c.type;
             args.scratch = scratch.data();
             std::fill(scratch.begin(), scratch.end(), std::numeric_limits<float>::quiet_NaN());
             table.attention(args);
@@ -205,13 +205,22 @@ struct AttentionRun {
 
     double reference(int t, int head, int d) const {
         const float* row = &q[((size_t)t * c.heads + head) * c.head_dim];
-        auto stored = [&](float x) { return c.kv_f32 ? x : half_to_float(float_to_half(x)); };
+        auto stored = [&](const std::vector<float>& all, int s, int i) {
+            const float* head = &all[(size_t)s * c.head_dim];
+            if (c.type != KvType::int8) return c.type == KvType::f32 ? head[i] : half_to_float(float_to_half(head[i]));
+            float largest = 0;
+            for (int j = 0; j < c.head_dim; ++j) largest = std::max(largest, std::abs(head[j]));
+            uint16_t half = float_to_half(largest / 127);
+            if (half_to_float(half) * 127 < largest) ++half;
+            const float scale = half_to_float(half);
+            return scale * (float)std::lrint(head[i] * (1 / scale));
+        };
         std::vector<double> scores;
         double max = -1e300, total = 0, sum = 0;
         const int begin = c.window ? std::max(0, t + 1 - c.window) : 0;
         for (int s = begin; s <= t; ++s) {
             double score = 0;
-            for (int i = 0; i < c.head_dim; ++i) score += (double)row[i] * stored(k[(size_t)s * c.head_dim + i]);
+            for (int i = 0; i < c.head_dim; ++i) score += (double)row[i] * stored(k, s, i);
             if (c.softcap > 0) score = c.softcap * std::tanh(score / c.softcap);
             scores.push_back(score);
             max = std::max(max, score);
@@ -219,7 +228,7 @@ struct AttentionRun {
         for (int s = begin; s <= t; ++s) {
             const double weight = std::exp(scores[s - begin] - max);
             total += weight;
-            sum += weight * stored(v[(size_t)s * c.head_dim + d]);
+            sum += weight * stored(v, s, d);
         }
         return sum / total;
     }
@@ -260,10 +269,11 @@ int main() {
         check_half(table);
         check_elementwise(table);
         check_quantize(table);
-        const AttentionCase cases[] = {{64, 4, 600, 0, 0, false},   {128, 7, 330, 0, 0, false},
-                                       {80, 1, 530, 0, 50, false},  {64, 3, 700, 100, 0, true},
-                                       {96, 8, 300, 300, 30, true}, {16, 2, 33, 8, 0, false},
-                                       {256, 2, 270, 0, 0, false}};
+        const AttentionCase cases[] = {{64, 4, 600, 0, 0, KvType::f16},     {128, 7, 330, 0, 0, KvType::f16},
+                                       {80, 1, 530, 0, 50, KvType::f16},    {64, 3, 700, 100, 0, KvType::f32},
+                                       {96, 8, 300, 300, 30, KvType::f32},  {16, 2, 33, 8, 0, KvType::f16},
+                                       {256, 2, 270, 0, 0, KvType::f16},    {64, 7, 600, 0, 0, KvType::int8},
+                                       {128, 2, 300, 90, 20, KvType::int8}, {16, 1, 40, 0, 0, KvType::int8}};
         for (const AttentionCase& c : cases) check_attention(table, c);
     }
     std::printf(failures ? "%d failures\n" : "all checks passed\n", failures);

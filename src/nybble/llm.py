@@ -21,7 +21,7 @@ from nybble.core.sampling import RequestOutputKind, SamplingParams
 from nybble.engine.beam_search import BeamSearchOutput, BeamSearchParams, search
 from nybble.engine.core import EngineStats
 from nybble.engine.embedding import unit_vector
-from nybble.engine.options import EngineOptions
+from nybble.engine.options import EngineOptions, KvCacheType
 from nybble.engine.request import Pooling, Request
 from nybble.engine.speculate import Speculate
 from nybble.engine.start import start_engine
@@ -41,9 +41,9 @@ class LLM:
 
     model: a path (GGUF file or Hugging Face folder) or a name of the catalog. max_model_len: the longest sequence in
     tokens (the model's own limit, at most 8192). kv_cache_memory: bytes of the cache, or "4GiB"; by default half of the
-    free memory. quantization: a type of `nybble quantize` or a config of `nybble.quantize`, to quantise the model
-    while it is loaded. speculate: "auto", "ngram" or "off", see docs/speculation.md. threads: of the computation.
-    seed: of requests that have none.
+    free memory. kv_cache_type: "int8" holds twice as many tokens in it as "f16". quantization: a type of `nybble
+    quantize` or a config of `nybble.quantize`, to quantise the model while it is loaded. speculate: "auto", "ngram" or
+    "off", see docs/speculation.md. threads: of the computation. seed: of requests that have none.
 
     Raises:
         ModelNotFoundError, StoreError: there is no such model, or it could not be fetched.
@@ -59,6 +59,7 @@ class LLM:
         max_num_seqs: int = 64,
         max_num_batched_tokens: int = 512,
         kv_cache_memory: int | str | None = None,
+        kv_cache_type: KvCacheType = "f16",
         enable_prefix_caching: bool = True,
         speculate: Speculate = "auto",
         seed: int | None = None,
@@ -82,6 +83,7 @@ class LLM:
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
             kv_cache_memory=kv_cache_memory,
+            kv_cache_type=kv_cache_type,
             enable_prefix_caching=enable_prefix_caching,
             speculate=speculate,
             threads=threads,

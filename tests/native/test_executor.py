@@ -100,6 +100,25 @@ def test_chunks_of_a_prefill_change_nothing(name, act, isa):
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("name", ["llama-q4_k", "gemma-q8_0", "odd-f32"])
+def test_keys_and_values_in_8_bits(name, isa):
+    model = tiny(name)
+    native = model.native(isa=isa, act="f32", kv="int8")
+    tokens = prompt(model, 290)
+    whole = Runner(native, [tokens]).run(512)[0]
+    for chunk in (1, 7, 100):
+        assert np.array_equal(whole, Runner(native, [tokens]).run(chunk)[0]), chunk
+    prompts = [prompt(model, 3 + 17 * i, seed=i) for i in range(9)]
+    for alone, beside in zip(prompts, Runner(native, prompts, shuffle_blocks=True).run(5), strict=True):
+        assert np.array_equal(Runner(native, [alone]).run(512)[0], beside)
+    want = expected(model, tokens)
+    error = np.sqrt(((whole - want) ** 2).mean() / (want**2).mean())
+    assert 0 < error < 0.02
+    halves = model.native(isa=isa)
+    assert halves.cache_bytes_per_block > 1.6 * native.cache_bytes_per_block  # heads here are as narrow as 16
+
+
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("name", MODELS)
 def test_a_batch_changes_nothing(name, isa):
     model = tiny(name)

@@ -32,7 +32,7 @@ class TinyModel:
     raw: dict[str, tuple[str, tuple[int, ...], bytes]]
     weights: dict[str, Floats]
 
-    def native(self, *, threads: int = 1, isa: str | None = None, act: str = "int8") -> _native.Model:
+    def native(self, *, threads: int = 1, isa: str | None = None, act: str = "int8", kv: str = "f16") -> _native.Model:
         spec = self.spec
         model = _native.Model(
             vocab_size=spec.vocab_size,
@@ -46,6 +46,7 @@ class TinyModel:
             threads=threads,
             isa=isa,
             act=act,
+            kv=kv,
         )
         for name, (fmt, shape, data) in self.raw.items():
             model.set_tensor(name, fmt, *((1, *shape) if len(shape) == 1 else shape), data)

@@ -68,6 +68,7 @@ template <class S, class KV, int R>
         softmax_row<S>(state.scores + r * kAttentionChunk, first_block * kKvBlockTokens, last_block * kKvBlockTokens,
                        ranges[r], args.softcap, &chunk_max[r], &chunk_total[r]);
     }
+    if constexpr (KV::scaled) scale_weights<S, R>(args, blocks, first_block, last_block, state.scores);
     weigh_values<S, KV, R>(args, blocks, begin, end, state.scores, state.chunk_sums);
     for (int r = 0; r < R; ++r) {
         if (ranges[r].begin == ranges[r].end) continue;  // this row saw nothing here: its state must not move
@@ -131,7 +132,9 @@ template <class S, class KV>
 
 template <class S>
 void attention(const AttentionArgs& args) {
-    if (args.kv_f32) {
+    if (args.kv_type == KvType::int8) {
+        attention_typed<S, KvInt8>(args);
+    } else if (args.kv_type == KvType::f32) {
         attention_typed<S, KvF32>(args);
     } else {
         attention_typed<S, KvF16>(args);

@@ -45,6 +45,14 @@ NYBBLE_INLINE void score_some_blocks(const AttentionArgs& args, const float* que
                 for (int r = 0; r < R; ++r) acc[r][b] = S::fma(key, S::set1(queries[d * R + r]), acc[r][b]);
             }
         }
+        if constexpr (KV::scaled) {
+#pragma GCC unroll 8
+            for (int b = 0; b < blocks_at_once; ++b) {
+                const F scale = S::load_f16(KV::key_scales(keys[b], args.head_dim) + part);
+#pragma GCC unroll 8
+                for (int r = 0; r < R; ++r) acc[r][b] = S::mul(acc[r][b], scale);
+            }
+        }
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
@@ -100,6 +108,23 @@ template <class S>
         total = S::add(total, weight);
     }
     *total_out = S::reduce_add(total);
+}
+
+// The scales of int8 values go into the weights, once for all of head_dim. Totals were taken before.
+template <class S, int R>
+NYBBLE_INLINE void scale_weights(const AttentionArgs& args, const int32_t* blocks, int first_block, int last_block,
+                                 float* weights) {
+    for (int block = first_block; block < last_block; ++block) {
+        const uint16_t* scales = KvInt8::value_scales(args.kv + blocks[block] * args.kv_block_stride, args.head_dim);
+        for (int part = 0; part < kKvBlockTokens; part += S::lanes) {
+            const typename S::F scale = S::load_f16(scales + part);
+            float* to = weights + block * kKvBlockTokens + part;
+            for (int r = 0; r < R; ++r, to += kAttentionChunk) {
+                // A weight of zero stays zero, whatever lies in cells that were never written.
+                S::store(to, S::mul(S::load(to), scale));
+            }
+        }
+    }
 }
 
 template <class S, class KV, int R, int vectors>

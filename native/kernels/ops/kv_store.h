@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "base/half.h"
 #include "kernels/attention_args.h"
 #include "kernels/simd/common.h"
 
@@ -11,6 +12,7 @@ namespace nybble::ops {
 
 struct KvF16 {
     using Element = uint16_t;
+    static constexpr bool scaled = false;
     template <class S>
     NYBBLE_SIMD typename S::F load(const uint16_t* p) {
         return S::load_f16(p);
@@ -23,6 +25,7 @@ struct KvF16 {
 
 struct KvF32 {
     using Element = float;
+    static constexpr bool scaled = false;
     template <class S>
     NYBBLE_SIMD typename S::F load(const float* p) {
         return S::load(p);
@@ -32,6 +35,50 @@ struct KvF32 {
         S::store(p, x);
     }
 };
+
+// value = scale * code, with a scale per token and head that stands behind the block's codes.
+struct KvInt8 {
+    using Element = int8_t;
+    static constexpr bool scaled = true;
+    template <class S>
+    NYBBLE_SIMD typename S::F load(const int8_t* p) {
+        return S::cvt(S::load_i8(p));
+    }
+    static const uint16_t* key_scales(const void* block, int head_dim) {
+        return reinterpret_cast<const uint16_t*>(static_cast<const int8_t*>(block) + 2 * head_dim * kKvBlockTokens);
+    }
+    static const uint16_t* value_scales(const void* block, int head_dim) {
+        return key_scales(block, head_dim) + kKvBlockTokens;
+    }
+};
+
+// Codes of one head's numbers, `stride` bytes apart; returns their scale. The scale is rounded to f16 first, up, so
+// that no code exceeds 127; what is not finite becomes a scale of the same kind.
+inline uint16_t quantize_head(const float* x, int count, int8_t* codes, ptrdiff_t stride) {
+    float largest = 0.0f;
+    bool finite = true;
+    for (int i = 0; i < count; ++i) {
+        const float size = x[i] < 0.0f ? -x[i] : x[i];
+        finite &= size <= 3.0e38f;
+        largest = size > largest ? size : largest;
+    }
+    uint16_t half = float_to_half(largest / 127.0f);
+    if (half_to_float(half) * 127.0f < largest) ++half;
+    const float scale = half_to_float(half);
+    const bool usable = finite && scale > 0.0f && scale < 65504.0f;
+    const float inverse = usable ? 1.0f / scale : 0.0f;
+    for (int i = 0; i < count; ++i) codes[i * stride] = usable ? (int8_t)__builtin_lrintf(x[i] * inverse) : 0;
+    if (finite && scale < 65504.0f) return half;
+    for (int i = 0; i < count; ++i) codes[i * stride] = 1;
+    return 0x7e00;  // NaN: it must show
+}
+
+inline void store_kv_int8(const float* k, const float* v, int head_dim, int8_t* block, int slot) {
+    auto* scales = reinterpret_cast<uint16_t*>(block + 2 * head_dim * kKvBlockTokens);
+    scales[slot] = quantize_head(k, head_dim, block + slot, kKvBlockTokens);
+    int8_t* values = block + (ptrdiff_t)head_dim * kKvBlockTokens + (ptrdiff_t)slot * head_dim;
+    scales[kKvBlockTokens + slot] = quantize_head(v, head_dim, values, 1);
+}
 
 template <class S, class KV>
 NYBBLE_INLINE void store_kv_typed(const float* k, const float* v, int head_dim, typename KV::Element* block, int slot) {
@@ -47,8 +94,10 @@ NYBBLE_INLINE void store_kv_typed(const float* k, const float* v, int head_dim, 
 
 // Stores one token's K and V of one kv head at `slot` of its block; `block` is the (block, kv head) start.
 template <class S>
-void store_kv(const float* k, const float* v, int head_dim, bool kv_f32, uint8_t* block, int slot) {
-    if (kv_f32) {
+void store_kv(const float* k, const float* v, int head_dim, KvType type, uint8_t* block, int slot) {
+    if (type == KvType::int8) {
+        store_kv_int8(k, v, head_dim, reinterpret_cast<int8_t*>(block), slot);
+    } else if (type == KvType::f32) {
         store_kv_typed<S, KvF32>(k, v, head_dim, reinterpret_cast<float*>(block), slot);
     } else {
         store_kv_typed<S, KvF16>(k, v, head_dim, reinterpret_cast<uint16_t*>(block), slot);

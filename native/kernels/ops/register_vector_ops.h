@@ -3,6 +3,7 @@
 
 #include "dispatch/kernels.h"
 #include "kernels/ops/activation.h"
+#include "kernels/ops/hadamard.h"
 #include "kernels/ops/kv_store.h"
 #include "kernels/ops/norm.h"
 #include "kernels/ops/quantize.h"
@@ -17,6 +18,7 @@ NYBBLE_INLINE void register_vector_ops(Kernels& table) {
     table.quantize = quantize<S>;
     table.rms_norm = rms_norm<S>;
     table.rope = rope<S>;
+    table.hadamard = hadamard<S>;
     table.silu_mul = act_mul<S, Silu>;
     table.gelu_tanh_mul = act_mul<S, GeluTanh>;
     table.add = add<S>;

@@ -9,9 +9,9 @@ from typing import Annotated
 
 import typer
 
-from nybble.cli.options import ModelArgument, SpeculateOption, ThreadsOption, local_path
+from nybble.cli.options import KvCacheTypeOption, ModelArgument, SpeculateOption, ThreadsOption, local_path
 from nybble.engine.async_engine import AsyncEngine
-from nybble.engine.options import EngineOptions
+from nybble.engine.options import EngineOptions, parse_kv_type
 from nybble.engine.roofline import measure_roofline
 from nybble.engine.speculate import parse_mode
 from nybble.serve.app import create_app
@@ -41,6 +41,7 @@ def serve(
     allowed_origin: Annotated[
         list[str] | None, typer.Option(help="A web page's origin that may ask (CORS); may be repeated.")
     ] = None,
+    kv_cache_type: KvCacheTypeOption = "f16",
     speculate: SpeculateOption = "auto",
     prefix_caching: Annotated[bool, typer.Option(help="Reuse what equal beginnings of prompts have computed.")] = True,
 ) -> None:
@@ -54,6 +55,7 @@ def serve(
         max_num_batched_tokens=max(512, max_num_seqs),
         kv_cache_memory=kv_cache_memory,
         enable_prefix_caching=prefix_caching,
+        kv_cache_type=parse_kv_type(kv_cache_type),
         speculate=parse_mode(speculate),
         threads=threads,
     )

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event, Thread
 
-from nybble.backends.cpu import CpuModel
+from nybble.backends.cpu import CpuModel, KvType
 from nybble.checkpoint import Checkpoint, Tensor, open_checkpoint
 from nybble.core.errors import ConfigError
 from nybble.engine.core import EngineCore
@@ -78,7 +78,9 @@ def choose_context(asked: int | None, longest: int) -> int:
     return asked
 
 
-def load_model(path: Path, *, threads: int | None = None, context: int | None = None) -> LoadedModel:
+def load_model(
+    path: Path, *, threads: int | None = None, context: int | None = None, kv_cache_type: KvType = "f16"
+) -> LoadedModel:
     """Open a checkpoint and prepare it.
 
     The weights are packed by native code that leaves the interpreter free, so the tokenizer is built meanwhile.
@@ -93,7 +95,9 @@ def load_model(path: Path, *, threads: int | None = None, context: int | None = 
     stop = Event()  # an error or Ctrl-C does not wait until all weights are packed
     stoppable = replace(checkpoint, tensors=_UntilStopped(checkpoint.tensors, stop))
     with _pages_given_back(checkpoint), ThreadPoolExecutor(1, "load-weights") as executor, _set_on_error(stop):
-        weights = executor.submit(CpuModel.load, stoppable, threads=threads, context=chosen)
+        weights = executor.submit(
+            CpuModel.load, stoppable, threads=threads, context=chosen, kv_cache_type=kv_cache_type
+        )
         tokenizer = load_tokenizer(checkpoint.tokenizer)
         check_vocab(tokenizer, checkpoint.spec.vocab_size)
         return LoadedModel(checkpoint, weights.result(), tokenizer, chosen)

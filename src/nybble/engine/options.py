@@ -7,7 +7,9 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
+from nybble.backends.cpu import KvType
 from nybble.cache.block_pool import BLOCK_SIZE
 from nybble.core.errors import ConfigError
 from nybble.engine.scheduler import blocks_for
@@ -15,6 +17,7 @@ from nybble.engine.speculate import Speculate, parse_mode
 
 logger = logging.getLogger(__name__)
 
+KvCacheType = KvType
 _SHARE_OF_FREE_MEMORY = 0.5
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
@@ -31,6 +34,7 @@ class EngineOptions:
     max_num_seqs: int = 64  # that run at once
     max_num_batched_tokens: int = 512  # of one step
     kv_cache_memory: int | str | None = None  # bytes, or "4GiB"; None: from free memory
+    kv_cache_type: KvType = "f16"  # of keys and values: f16, or int8 for twice as many tokens in the same memory
     enable_prefix_caching: bool = True
     threads: int | None = None
     speculate: Speculate = "auto"  # whether guessed tokens are computed along: off, ngram (always), auto (if it pays)
@@ -38,6 +42,7 @@ class EngineOptions:
 
     def __post_init__(self) -> None:
         parse_mode(self.speculate)
+        parse_kv_type(self.kv_cache_type)
         if self.max_num_seqs < 1:
             raise ConfigError(f"max_num_seqs must be at least 1, not {self.max_num_seqs}")
         if self.max_num_batched_tokens < self.max_num_seqs:
@@ -45,6 +50,14 @@ class EngineOptions:
                 f"max_num_batched_tokens ({self.max_num_batched_tokens}) must not be below max_num_seqs "
                 f"({self.max_num_seqs}): each running sequence needs one token of a step"
             )
+
+
+def parse_kv_type(text: str) -> KvType:
+    """Raises ConfigError if keys and values cannot be kept so."""
+    for known in get_args(KvType):
+        if text == known:
+            return known  # type: ignore[no-any-return]
+    raise ConfigError(f"kv_cache_type must be f16 or int8, not {text!r}")
 
 
 def parse_bytes(text: int | str) -> int:

@@ -22,7 +22,9 @@ def start_engine(path: Path, options: EngineOptions) -> tuple[LoadedModel, Engin
         TokenizerError: its tokenizer is, or does not belong to it.
         ConfigError: an option cannot be used, or there is no memory for the cache.
     """
-    loaded = load_model(path, threads=options.threads, context=options.max_model_len)
+    loaded = load_model(
+        path, threads=options.threads, context=options.max_model_len, kv_cache_type=options.kv_cache_type
+    )
     return loaded, engine_for(loaded, options)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,8 @@ from nybble.core.rope import inverse_frequencies
 from nybble.core.spec import LayerSpec, ModelSpec
 from nybble.quant.rows import to_rows
 
+KvType = Literal["f16", "int8"]
+
 
 class CpuModel:
     """One decoder and its cache. `load` makes it."""
@@ -28,10 +31,13 @@ class CpuModel:
         self._hidden: npt.NDArray[np.float32] | None = None
 
     @classmethod
-    def load(cls, checkpoint: Checkpoint, *, threads: int | None = None, context: int) -> CpuModel:
+    def load(
+        cls, checkpoint: Checkpoint, *, threads: int | None = None, context: int, kv_cache_type: KvType = "f16"
+    ) -> CpuModel:
         """Pack the weights tensor by tensor, giving the pages of the file back on the way.
 
-        `context` is how many tokens a sequence may reach: some rotary embeddings depend on it.
+        context: how many tokens a sequence may reach: some rotary embeddings depend on it. kv_cache_type: of keys and
+        values; int8 has a scale per token and head, and takes about half of the memory.
 
         Raises:
             CheckpointError: a tensor is missing, has the wrong shape, or an encoding that nybble cannot run.
@@ -39,7 +45,7 @@ class CpuModel:
         """
         isa, count, act = chosen_isa(), chosen_threads(threads), env.activation_type()
         try:
-            native = _new_native(checkpoint.spec, context, count, isa, act)
+            native = _new_native(checkpoint.spec, context, count, isa, act, kv_cache_type)
             for name, tensor in checkpoint.tensors.items():
                 _upload(native, name, tensor)
                 checkpoint.release(tensor)
@@ -163,7 +169,7 @@ def _int32(array: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
     return np.ascontiguousarray(array, np.int32)
 
 
-def _new_native(spec: ModelSpec, context: int, threads: int, isa: str, act: str) -> _native.Model:
+def _new_native(spec: ModelSpec, context: int, threads: int, isa: str, act: str, kv: KvType) -> _native.Model:
     return _native.Model(
         vocab_size=spec.vocab_size,
         hidden_size=spec.hidden_size,
@@ -176,6 +182,7 @@ def _new_native(spec: ModelSpec, context: int, threads: int, isa: str, act: str)
         threads=threads,
         isa=isa,
         act=act,
+        kv=kv,
     )
 
 
