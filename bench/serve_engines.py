@@ -147,5 +147,14 @@ def peer(python: Path, engine: str, model: Path, threads: int, jobs: Sequence[Jo
 
 def peak_bytes(pid: int) -> int:
     """The most memory that a process has had so far (Linux)."""
+    return _status_bytes(pid, "VmHWM")
+
+
+def rss_bytes(pid: int) -> int:
+    """The memory that a process has now (Linux)."""
+    return _status_bytes(pid, "VmRSS")
+
+
+def _status_bytes(pid: int, name: str) -> int:
     status = Path(f"/proc/{pid}/status").read_text()
-    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(name))
