@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from nybble import store
 from nybble.checkpoint import open_checkpoint
 from nybble.cli.answer import Figures, Interrupt, note, note_ending, show_answer
 from nybble.cli.markdown import writer_for_terminal
@@ -13,7 +14,6 @@ from nybble.cli.prompt import Message, chat_prompt
 from nybble.core.errors import ConfigError, PromptError
 from nybble.engine.load import LoadedModel
 from nybble.engine.speculate import Speculate
-from nybble.store import Library
 from nybble.store.modelfile import Command, Value, format_modelfile
 
 Load = Callable[[Named], LoadedModel]
@@ -121,7 +121,7 @@ class Session:
             for one in value if isinstance(value, list) else [value]:
                 lines.append(Command("PARAMETER", str(one), parameter))
         lines += [Command("MESSAGE", message["content"], message["role"]) for message in self.messages]
-        Library().create(name, format_modelfile(lines), base_folder=Path.cwd(), progress=lambda message: None)
+        store.Library().create(name, format_modelfile(lines), base_folder=Path.cwd(), progress=lambda message: None)
 
     def _opening(self) -> list[Message]:
         return [{"role": "system", "content": self.system}] if self.system is not None else []
