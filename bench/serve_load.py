@@ -9,6 +9,7 @@ turns, round by round, each round with its own --seed, then let serve_report.py 
 The mixed workload is 64 requests, prompts of 32 to 512 tokens, answers of 16 to 256, greedy, all sent at once:
     offline       LLM.generate, in this process
     http          nybble serve, streamed
+    plain         the same with --speculate off: greedy texts repeat themselves, which other engines gain nothing from
     llama         llama-server -np 32, streamed the same way (--llama-bin)
     transformers, vllm, openvino
                   in an interpreter of their own (--peer-python, --peer-model)
@@ -53,7 +54,8 @@ def offline(args: argparse.Namespace, ids: list[int]) -> Piece:
 
 def http(args: argparse.Namespace, ids: list[int]) -> Piece:
     jobs = mixed(ids, args.seed, args.jobs)
-    with nybble_server(args.model, args.threads, "--ctx", str(CONTEXT)) as (url, pid):
+    mode = "off" if args.piece == "plain" else "auto"
+    with nybble_server(args.model, args.threads, "--ctx", str(CONTEXT), "--speculate", mode) as (url, pid):
         warm(url)
         before = metrics(url)
         with watched(url) as seen:
@@ -207,7 +209,8 @@ def native(args: argparse.Namespace, ids: list[int]) -> Piece:
 
 
 PIECES = {
-    "offline": offline, "http": http, "llama": llama, "transformers": other, "vllm": other, "openvino": other,
+    "offline": offline, "http": http, "plain": http, "llama": llama,
+    "transformers": other, "vllm": other, "openvino": other,
     "streams": streams, "prefix": prefix, "arrival": arrival, "native": native,
 }  # fmt: skip
 
