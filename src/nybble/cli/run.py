@@ -11,11 +11,12 @@ from nybble.cli.answer import Figures, note, note_ending, show_answer
 from nybble.cli.chat import chat
 from nybble.cli.markdown import writer_for_terminal
 from nybble.cli.named import Named, find_named, not_followed, sampling
-from nybble.cli.options import ModelArgument, SpeculateOption, ThreadsOption
+from nybble.cli.options import KvCacheTypeOption, ModelArgument, SpeculateOption, ThreadsOption
 from nybble.cli.prompt import Message, as_text, chat_prompt, given_prompt, raw_prompt
 from nybble.cli.session import Session
 from nybble.core.errors import ConfigError
 from nybble.engine.load import LoadedModel, load_model
+from nybble.engine.options import parse_kv_type
 from nybble.engine.scheduler import blocks_for
 from nybble.engine.speculate import parse_mode
 
@@ -45,6 +46,7 @@ def run(
     ctx: Annotated[
         int | None, typer.Option(help="Tokens of context; by default 8192, or the model's own limit if that is less.")
     ] = None,
+    kv_cache_type: KvCacheTypeOption = "f16",
     speculate: SpeculateOption = "auto",
     raw: Annotated[bool, typer.Option("--raw", help="Continue the prompt as it is, without chat template.")] = False,
     markdown: Annotated[
@@ -72,8 +74,15 @@ def run(
     params = sampling(named.parameters, given)
     mode = parse_mode(speculate)
 
+    kv_type = parse_kv_type(kv_cache_type)
+
     def load(one: Named) -> LoadedModel:
-        return load_model(one.path, threads=threads or one.number("num_thread"), context=ctx or one.number("num_ctx"))
+        return load_model(
+            one.path,
+            threads=threads or one.number("num_thread"),
+            context=ctx or one.number("num_ctx"),
+            kv_cache_type=kv_type,
+        )
 
     for sentence in not_followed(named.parameters):
         note(sentence)
