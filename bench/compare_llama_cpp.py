@@ -126,7 +126,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             into["fractions"].append(fractions)
             into["roofline"].append(roofline)
             print(json.dumps({key: rows[-1] for key, rows in into.items()}), file=sys.stderr, flush=True)
-    return {model.stem: summarise(model, raw[model.stem], args.threads) for model in args.models}
+    return {model.stem: summarise(model, raw[model.stem], measure_start(model, args.threads)) for model in args.models}
 
 
 def merged(args: argparse.Namespace) -> dict[str, Any]:
@@ -134,15 +134,19 @@ def merged(args: argparse.Namespace) -> dict[str, Any]:
     documents = [json.loads(path.read_text()) for path in args.merge]
     found = {}
     for model in args.models:
-        parts = [document["models"][model.stem]["rounds"] for document in documents if model.stem in document["models"]]
+        parts = [document["models"][model.stem] for document in documents if model.stem in document["models"]]
         if not parts:
             raise SystemExit(f"none of the documents has {model.stem}")
-        raw = {key: [row for part in parts for row in part[key]] for key in parts[0]}
-        found[model.stem] = summarise(model, raw, args.threads)
+        raw = {key: [row for part in parts for row in part["rounds"][key]] for key in parts[0]["rounds"]}
+        start = {
+            "first_token_s": statistics.median(part["start"]["first_token_s"] for part in parts),
+            "peak_bytes": max(part["start"]["peak_bytes"] for part in parts),
+        }
+        found[model.stem] = summarise(model, raw, start)
     return found
 
 
-def summarise(model: Path, raw: dict[str, list[Cells]], threads: int) -> dict[str, Any]:
+def summarise(model: Path, raw: dict[str, list[Cells]], start: dict[str, float]) -> dict[str, Any]:
     targets = dict(zip(CELLS, TARGETS.get(model.stem, ()), strict=False))
     cells = {}
     for cell in raw["nybble"][0]:
@@ -158,7 +162,6 @@ def summarise(model: Path, raw: dict[str, list[Cells]], threads: int) -> dict[st
             "roofline_fraction": statistics.median(row[cell] for row in raw["fractions"]),
         }
     roofline = {key: statistics.median(row[key] for row in raw["roofline"]) for key in raw["roofline"][0]}
-    start = measure_start(model, threads)
     file_bytes = model.stat().st_size
     start["peak_allowed_bytes"] = file_bytes * 1.1 + 150e6  # and the cache, which is small at this context
     return {"file_bytes": file_bytes, "cells": cells, "roofline": roofline, "start": start, "rounds": raw}
