@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """What keys and values in 8 bits cost and bring, against 16 bits: divergence, memory, and the time of a decode step.
 
-The text is read once with each; the last 512 positions are compared. Then steps of one token are timed at the end of the
-text, in turns.
+The text is read once with each; the last 512 positions are compared. Then steps of one token are timed at the end of
+the text, in turns.
 
     python bench/kv_cache_type.py --text FILE [--tokens 4096] [--json FILE] MODEL.gguf ...
 """
@@ -91,9 +91,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     results = [measure(path, args.text.read_text("utf-8"), args.tokens) for path in args.models]
-    print(
-        "| model | context | KL mean | KL p99 | same top token | tokens in the same memory | step, f16 | int8 | ratio |"
-    )
+    print("| model | context | KL mean | KL p99 | same top token | capacity | step, f16 | int8 | ratio |")
     print("|---|---|---|---|---|---|---|---|---|")
     for row in results:
         f16, int8 = row["step_ms"]["f16"], row["step_ms"]["int8"]
