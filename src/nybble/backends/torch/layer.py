@@ -17,6 +17,11 @@ import torch.nn.functional as F
 from nybble.backends.torch.rope import Rope
 from nybble.core.spec import LayerSpec
 
+try:
+    from nybble.backends.torch.flash import flash_attention
+except ImportError:  # Triton is not there
+    flash_attention = None  # type: ignore[assignment]
+
 # Linears that read the same input, in the order in which they run.
 LINEAR_GROUPS: tuple[tuple[str, ...], ...] = (
     ("attn.q", "attn.k", "attn.v"),
@@ -114,9 +119,7 @@ class Layer:
     def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """[batch, heads, tokens, head_dim], as it is given."""
         spec = self.spec
-        if q.is_cuda:  # no mask and no scores in memory
-            from nybble.backends.torch.flash import flash_attention
-
+        if q.is_cuda and flash_attention is not None:  # no mask and no scores in memory
             by_token = (x.transpose(1, 2) for x in (q, k, v))
             out = flash_attention(*by_token, scale=spec.sm_scale, window=spec.window, softcap=spec.attn_softcap)
             return out.transpose(1, 2)
