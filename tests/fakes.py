@@ -67,10 +67,12 @@ class FakeModel:
         self._histories = [histories[int(row)] for row in step.logit_rows]
         if step.hidden_rows is not None:
             self._hidden = np.array([[sum(histories[int(row)]), 1.0] for row in step.hidden_rows], np.float32)
-        logits = [np.eye(VOCAB, dtype=np.float32)[self.following(h, 0)] for h in self._histories]
-        # The row number rides along, so that a seeded draw finds the history again after rows were dropped.
-        scale = 1 + np.arange(len(logits), dtype=np.float32)[:, None] / 1024
-        return np.array(logits, np.float32).reshape(-1, VOCAB) * scale
+        one_hot = [np.eye(VOCAB, dtype=np.float32)[self.following(h, 0)] for h in self._histories]
+        logits = np.array(one_hot, np.float32).reshape(-1, VOCAB)
+        if self.seeded:
+            # The row number rides along, so that a seeded draw finds the history again after rows were dropped.
+            logits *= 1 + np.arange(len(logits), dtype=np.float32)[:, None] / 1024
+        return logits
 
     def hidden(self) -> npt.NDArray[np.float32]:
         assert self._hidden is not None
