@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.models import make_tiny
 
+from models import make_tiny
 from nybble import LLM, BeamSearchParams, GGUFConfig, SamplingParams, StructuredOutputsParams
 from nybble.core.errors import ConfigError, ModelNotFoundError, PromptError
 

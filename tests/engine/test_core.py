@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.fakes import FakeModel, FakeTokenizer, continuation, repeating_next
 
+from fakes import FakeModel, FakeTokenizer, continuation, repeating_next
 from nybble.backends.cpu import BadLogitsError
 from nybble.core.errors import ConfigError, PromptError
 from nybble.core.outputs import RequestOutput

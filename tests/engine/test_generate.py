@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from tests.fakes import FakeModel, FakeTokenizer, continuation
 
+from fakes import FakeModel, FakeTokenizer, continuation
 from nybble.core.errors import ConfigError, PromptError
 from nybble.core.sampling import SamplingParams
 from nybble.engine.core import EngineCore

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from tests.models import make_tiny
 
+from models import make_tiny
 from nybble import LLM, AsyncEngine, EngineOptions, SamplingParams
 from nybble.core.errors import PromptError
 from nybble.core.sampling import RequestOutputKind

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import pytest
-from tests.fakes import FakeModel, FakeTokenizer, continuation, repeating_next
 
+from fakes import FakeModel, FakeTokenizer, continuation, repeating_next
 from nybble.core.errors import ConfigError
 from nybble.core.sampling import SamplingParams
 from nybble.engine.core import EngineCore

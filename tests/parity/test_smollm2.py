@@ -11,7 +11,7 @@ from pydoc_data.topics import topics
 
 import numpy as np
 import pytest
-from tests.parity.compare import Logits, Windows, native_logits, transformers_logits, weights_of
+from compare import Logits, Windows, native_logits, transformers_logits, weights_of
 
 from nybble.checkpoint import open_checkpoint
 from nybble.evaluate.divergence import Divergence, divergence

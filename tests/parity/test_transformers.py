@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.models import FAMILIES, gguf_name, make_tiny, to_gguf
-from tests.parity.compare import native_logits, transformers_logits
+from compare import native_logits, transformers_logits
 
+from models import FAMILIES, gguf_name, make_tiny, to_gguf
 from nybble.evaluate.divergence import divergence, kl_rows
 
 torch = pytest.importorskip("torch")

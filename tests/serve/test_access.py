@@ -12,7 +12,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from tests.serve.conftest import Running, running
+from tiny_server import Running, running
 
 from nybble.serve.admission import Admission
 from nybble.serve.errors import ApiError

@@ -12,7 +12,7 @@ import jsonschema
 import numpy as np
 import openai
 import pytest
-from tests.serve.conftest import Running
+from tiny_server import Running
 
 pytestmark = pytest.mark.e2e
 USER = [{"role": "user", "content": "hello world"}]

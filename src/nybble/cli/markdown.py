@@ -6,9 +6,11 @@ is drawn again and again, and of it only as many lines as the screen holds.
 
 from __future__ import annotations
 
+import importlib
 import re
 import sys
 import time
+from threading import Thread
 from typing import TYPE_CHECKING
 
 from nybble.cli.answer import Plain, Writer
@@ -26,6 +28,17 @@ _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
 def writer_for_terminal(markdown: bool) -> Writer:
     """Rendered Markdown on a terminal, if it is wanted; plain text everywhere else."""
     return MarkdownWriter() if markdown and sys.stdout.isatty() else Plain()
+
+
+def import_early(markdown: bool) -> None:
+    """Import what renders while the model is loaded, if it will be needed: later it would delay the first token."""
+    if markdown and sys.stdout.isatty():
+        Thread(target=_import, name="import-markdown", daemon=True).start()
+
+
+def _import() -> None:
+    for module in ("rich.live", "rich.markdown", "markdown_it"):
+        importlib.import_module(module)
 
 
 class MarkdownWriter:

@@ -9,7 +9,7 @@ import typer
 
 from nybble.cli.answer import Figures, note, note_ending, show_answer
 from nybble.cli.chat import chat
-from nybble.cli.markdown import writer_for_terminal
+from nybble.cli.markdown import import_early, writer_for_terminal
 from nybble.cli.named import Named, find_named, not_followed, sampling
 from nybble.cli.options import KvCacheTypeOption, ModelArgument, SpeculateOption, ThreadsOption
 from nybble.cli.prompt import Message, as_text, chat_prompt, given_prompt, raw_prompt
@@ -86,6 +86,7 @@ def run(
 
     for sentence in not_followed(named.parameters):
         note(sentence)
+    import_early(markdown and not raw)
     loaded = load(named)
     if prompt is None:
         session = Session(named, loaded, load=load, given=given, threads=threads, speculate=mode)

@@ -14,7 +14,7 @@ import torch
 
 _SHRINKS = 40  # of the range, in steps of 1/80 down to half of it
 _STEP = 1.0 / 80
-_CHUNK = 1 << 22  # weights searched at once
+_CHUNK = 1 << 18  # weights searched at once: they and what is made of them stay in the cache
 
 
 @dataclass(frozen=True, slots=True)

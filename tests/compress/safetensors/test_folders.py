@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,7 @@ def test_a_dry_run_says_what_would_be(llama: Path, tmp_path: Path) -> None:
         dry = run(llama, tmp_path / "out", to, dry_run=True)
         assert not list(tmp_path.iterdir())
         assert dry.peak_bytes > 0
+        assert re.fullmatch(r"it would take about \d+ s on this machine", dry.notes[-1])
     said = run(llama, tmp_path / "out", "int4", dry_run=True)
     done = run(llama, tmp_path / "out", "int4")
     assert said.by_type == done.by_type

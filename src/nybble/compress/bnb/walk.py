@@ -14,6 +14,7 @@ from nybble.compress.methods import Progress, QuantizeReport, QuantizeRequest
 from nybble.compress.safetensors.model import FolderModel, Module
 from nybble.compress.safetensors.options import Options
 from nybble.compress.safetensors.run import LayerResult, quantize_folder, skipped
+from nybble.compress.safetensors.timing import rounding_seconds
 from nybble.formats.dialects.bnb import write_codebook4, write_row_int8
 from nybble.formats.stored import Stored
 from nybble.quant.weights import PackedWeight
@@ -92,6 +93,12 @@ class Bitsandbytes:
         """As LayerPass.peak_bytes."""
         # Decoded, scaled, bucketed to 64-bit integers, and the codes.
         return 6 * max(4 * module.num_weights for module in self.model.all_modules())
+
+    @torch.no_grad()
+    def seconds(self) -> float:
+        """As LayerPass.seconds."""
+        module = next(self.model.all_modules())
+        return rounding_seconds(self.model, lambda weight: self._packed(module, weight))
 
     def start(self, work: Path, first_layer: int) -> list[str]:
         """As LayerPass.start."""

@@ -19,8 +19,9 @@ from nybble.compress.grids import Grid
 from nybble.compress.methods import Progress, QuantizeReport, QuantizeRequest
 from nybble.compress.safetensors.linear import empty_grouped, grouped, largest_layer_bytes, put, take
 from nybble.compress.safetensors.model import FolderModel, Module
-from nybble.compress.safetensors.options import CALIBRATION, Options, fitting_group
+from nybble.compress.safetensors.options import CALIBRATION, Options, fitting_group, num_tokens
 from nybble.compress.safetensors.run import LayerResult, quantize_folder, skipped
+from nybble.compress.safetensors.timing import forward_seconds, hessian_seconds, rounding_seconds
 from nybble.core.errors import ConfigError
 from nybble.formats.dialects.gptq import write_gptq
 from nybble.formats.stored import Stored
@@ -114,6 +115,18 @@ class Gptq:
         largest = max(module.num_weights for module in self._modules)
         # The layer; H, its ordered copy, two factors in double precision; a linear with its errors and codes.
         return largest_layer_bytes(self.model) + 4 * widest * widest * 7 + 4 * largest * 6
+
+    @torch.no_grad()
+    def seconds(self) -> float:
+        """As LayerPass.seconds."""
+        tokens = num_tokens(self._options)
+
+        def round_one(weight: torch.Tensor) -> object:
+            return gptq(weight, prepare(torch.eye(weight.shape[1]), self._gptq), self._gptq)
+
+        rounding = rounding_seconds(self.model, round_one, self._gptq.grid.group_size)
+        # Twice through gate and up, once through the rest.
+        return rounding + forward_seconds(self.model, tokens, 1.6) + hessian_seconds(self.model, tokens)
 
     def start(self, work: Path, first_layer: int) -> list[str]:
         """As LayerPass.start."""

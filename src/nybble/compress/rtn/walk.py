@@ -23,8 +23,9 @@ from nybble.compress.rtn.config import compressed_config
 from nybble.compress.rtn.float8 import quantize_float8
 from nybble.compress.safetensors.linear import TORCH_DTYPES, empty_grouped, grouped, largest_layer_bytes, put, take
 from nybble.compress.safetensors.model import Floats, FolderModel, Module
-from nybble.compress.safetensors.options import CALIBRATION, Options, fitting_group
+from nybble.compress.safetensors.options import CALIBRATION, Options, fitting_group, num_tokens
 from nybble.compress.safetensors.run import LayerResult, assigned, quantize_folder
+from nybble.compress.safetensors.timing import forward_seconds, rounding_seconds
 from nybble.core.errors import ConfigError
 from nybble.families.common import GGUF_NAMES
 from nybble.formats.dialects.compressed import write_float8, write_packed
@@ -119,6 +120,17 @@ class RoundToNearest:
         """As LayerPass.peak_bytes."""
         largest = max(4 * module.num_weights for module in self.model.all_modules())
         return 4 * largest + (largest_layer_bytes(self.model) if self._calibrated else 0)
+
+    @torch.no_grad()
+    def seconds(self) -> float:
+        """As LayerPass.seconds."""
+        grid = next(iter(self._grids.values()), None)
+        dtype = TORCH_DTYPES[self.model.dtype]
+        total = rounding_seconds(
+            self.model,
+            lambda weight: quantize_float8(weight, dtype) if grid is None else round_to_nearest(weight, grid),
+        )
+        return total + (forward_seconds(self.model, num_tokens(self._options), 2.0) if self._calibrated else 0.0)
 
     def start(self, work: Path, first_layer: int) -> list[str]:
         """As LayerPass.start."""

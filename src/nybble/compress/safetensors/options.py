@@ -78,6 +78,12 @@ class Options:
         return ConfigError(f"--{name.replace('_', '-')} {value} cannot be used: it must be {wanted}")
 
 
+def num_tokens(options: Options) -> int:
+    """Of all calibration samples. Raises ConfigError."""
+    samples = options.integer("calibration_samples", DEFAULT_SAMPLES, high=1 << 16)
+    return samples * options.integer("calibration_tokens", DEFAULT_TOKENS, low=8, high=1 << 16)
+
+
 def fitting_group(wanted: int, widths: list[int]) -> tuple[int, str | None]:
     """The largest power of two up to `wanted` that divides every width, and a sentence if it is not `wanted`.
 

@@ -10,7 +10,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -19,6 +19,7 @@ import numpy as np
 from nybble.compress.methods import Progress, QuantizeReport, QuantizeRequest
 from nybble.compress.safetensors.model import Floats, FolderModel, Module, open_folder_model
 from nybble.compress.safetensors.side_files import write_side_files
+from nybble.compress.safetensors.timing import sentence
 from nybble.core.errors import ConfigError
 from nybble.formats.output_folder import OutputFolder, refuse_existing_folder
 from nybble.formats.safetensors import SafeTensor, read_file, read_json
@@ -62,6 +63,9 @@ class LayerPass(Protocol):
     def peak_bytes(self) -> int:
         """Memory that a layer will take, about."""
 
+    def seconds(self) -> float:
+        """How long it will take, about. Measures for a moment."""
+
     def start(self, work: Path, first_layer: int) -> list[str]:
         """Called before the first layer that is not finished yet; gives sentences worth reading."""
 
@@ -100,7 +104,9 @@ def quantize_folder(
         progress.note(note)
     report = _predict(model, layer_pass)
     if request.dry_run:
-        return report
+        expected = sentence(layer_pass.seconds())
+        progress.note(expected)
+        return replace(report, notes=(*report.notes, expected))
     identity = {**layer_pass.plan(), "source": _identity(request.source), "method": request.method.name, "version": 1}
     with OutputFolder(request.target, identity, force=request.force) as folder:
         errors = _layers(model, layer_pass, folder.work, progress)
