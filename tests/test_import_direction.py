@@ -27,17 +27,19 @@ ALLOWED: dict[str, set[str]] = {
     "cache": {"core"},
     "backends": {"checkpoint", "quant", "core", "_native"},
     "engine": {"cache", "backends", "tokenizer", "checkpoint", "core"},
-    "evaluate": {"engine", "backends", "checkpoint", "quant", "core"},
+    "evaluate": {"engine", "backends", "checkpoint", "store", "tokenizer", "quant", "core"},
     "store": {"core"},
     "llm": {"compress", "engine", "store", "tokenizer", "core"},
     "serve": {"engine", "store", "tokenizer", "core"},
     "compress": {"backends", "checkpoint", "families", "formats", "tokenizer", "quant", "core", "_native"},
-    "cli": {"serve", "compress", "evaluate", "store", "engine", "backends", "checkpoint", "tokenizer", "core"},
-}
+    "cli": {
+        "serve", "compress", "evaluate", "store", "engine", "backends", "checkpoint", "formats", "tokenizer", "core",
+    },
+}  # fmt: skip
 # Packages whose functions may import them: optional, or too slow to import before they are needed.
 LATE_IMPORTS = {
     "torch", "transformers", "tokenizers", "numpy", "jinja2", "rich", "markdown_it", "huggingface_hub",
-    "prompt_toolkit",
+    "prompt_toolkit", "PIL",
 }  # fmt: skip
 
 
