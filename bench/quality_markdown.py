@@ -11,6 +11,10 @@ from nybble.evaluate.bootstrap import Bootstrap
 from nybble.evaluate.table import significant
 
 Document = dict[str, Any]
+COLUMNS = (
+    "file", "MB", "bits", "of layers", "perplexity / reference's", "KL mean", "median", "p99", "same top", "flips",
+    "llama.cpp",
+)  # fmt: skip
 
 
 def markdown(document: Document, order: list[str]) -> str:
@@ -29,9 +33,9 @@ def markdown(document: Document, order: list[str]) -> str:
         f"{_bounds(reference['quality']['perplexity'])} and "
         f"{size}. In brackets: 95 % intervals from {conditions['blocks']} blocks.",
         "",
-        "| file | MB | bits | of layers | perplexity / reference's | KL mean | KL median | KL p99 | same top | flips |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-        *map(_line, rows),
+        f"| {' | '.join(COLUMNS)} |",
+        "|---" * len(COLUMNS) + "|",
+        *(_line(row, document["rows"]) for row in rows if not _is_twin(row)),
         "",
         "## Expected orders",
         "",
@@ -45,20 +49,29 @@ def markdown(document: Document, order: list[str]) -> str:
     return "\n".join(lines)
 
 
-def _line(row: Document) -> str:
+def _is_twin(row: Document) -> bool:
+    """llama-quantize made the same tensors: a mark in our row says it."""
+    return row["tool"] == "llama.cpp" and str(row.get("same_tensors_as", "")).startswith("nybble")
+
+
+def _line(row: Document, rows: dict[str, Document]) -> str:
     loss = row["loss"]
-    name = row["name"] + (" (=)" if "same_tensors_as" in row else "")
+    twin = rows.get(row["name"].replace("nybble", "llama.cpp"))
     figures = [f"{row['bytes'] / 1e6:.1f}", f"{row['bpw']:.2f}", f"{row['linear_bpw']:.2f}"]
-    figures += [_bounds(loss[key]) for key in ("perplexity_ratio", "mean_kl")]
+    figures += [_ratio(loss["perplexity_ratio"]), _bounds(loss["mean_kl"])]
     figures += [significant(loss[key]["value"], 3) for key in ("median_kl", "p99_kl")]
     figures += [_percent(loss[key]) for key in ("top1_agreement", "flips")]
-    return f"| {name} | {' | '.join(figures)} |"
+    figures.append("" if twin is None or row["tool"] != "nybble" else "same" if _is_twin(twin) else "below")
+    return f"| {row['name'].removeprefix('nybble ')} | {' | '.join(figures)} |"
+
+
+def _ratio(estimate: Document) -> str:
+    return f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"
 
 
 def _bounds(estimate: Document) -> str:
-    value, low, high = (
-        significant(estimate[key], 4 if estimate["value"] > 1 else 3) for key in ("value", "low", "high")
-    )
+    digits = 4 if estimate["value"] > 1 else 3
+    value, low, high = (significant(estimate[key], digits) for key in ("value", "low", "high"))
     return f"{value} [{low}, {high}]"
 
 
@@ -74,7 +87,7 @@ def expected(rows: dict[str, Document]) -> list[tuple[str, str]]:
     pairs += [("nybble nf4", "nybble fp4"), ("nybble int4 --asymmetric", "nybble int4")]
     for name, row in rows.items():
         plain = name.replace(" imatrix", "")
-        if row["imatrix"]:
+        if row["imatrix"] and not _is_twin(row):
             pairs.append((name, plain))
         if row["tool"] == "llama.cpp" and "same_tensors_as" not in row:
             pairs.append((name.replace("llama.cpp", "nybble"), name))
@@ -92,7 +105,8 @@ def _order(rows: dict[str, Document], left: str, right: str) -> str:
     estimate = Bootstrap(np.arange(difference.size)).mean(difference)
     verdict = "holds" if estimate.high <= 0 else "**violated**" if estimate.low > 0 else "cannot be told apart"
     figures = f"{_signed(estimate.value)} [{_signed(estimate.low)}, {_signed(estimate.high)}]"
-    return f"| {left} <= {right} | {figures} | {verdict} |"
+    names = " <= ".join(name.removeprefix("nybble ") for name in (left, right))
+    return f"| {names} | {figures} | {verdict} |"
 
 
 def _signed(value: float) -> str:

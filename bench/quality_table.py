@@ -25,6 +25,7 @@ from quality_markdown import markdown
 from quality_rows import NYBBLE, Row, Workshop, all_rows, run, tensors_digest
 
 BATCH = 8  # rows per run of `nybble eval`, which reads the reference once
+MARK = "<!-- bench/quality_table.py writes all that follows -->"
 
 Document = dict[str, Any]
 
@@ -60,9 +61,20 @@ def same_tensors(document: Document, row: Row, digest: str | None) -> bool:
 
 
 def save(document: Document, path: Path) -> None:
+    """One row per line, so that a change of one is a change of one line."""
+    rows = ",\n".join(f"{json.dumps(name)}: {json.dumps(_rounded(row))}" for name, row in document["rows"].items())
+    rest = json.dumps({key: _rounded(value) for key, value in document.items() if key != "rows"}, indent=1)
     part = path.with_suffix(".part")
-    part.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
+    part.write_text(f'{rest.removesuffix("}").rstrip()},\n "rows": {{\n{rows}\n}}}}\n', "utf-8")
     part.replace(path)
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_rounded(one) for one in value]
+    return float(f"{value:.7g}") if isinstance(value, float) else value
 
 
 def take_rows(args: argparse.Namespace, document: Document) -> None:
@@ -91,6 +103,12 @@ def take_rows(args: argparse.Namespace, document: Document) -> None:
             remove(args.work / row.file_name)
 
 
+def write_tables(tables: str, path: Path) -> None:
+    """Replace what stands below the mark; what somebody wrote above it stays."""
+    above = path.read_text("utf-8").partition(MARK)[0] if path.exists() else ""
+    path.write_text(f"{above}{MARK}\n\n{tables}", "utf-8")
+
+
 def remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path)
@@ -117,7 +135,7 @@ def main() -> None:
     document.setdefault("model", args.reference.name)
     take_rows(args, document)
     if args.markdown is not None:
-        args.markdown.write_text(markdown(document, [row.name for row in all_rows()]), "utf-8")
+        write_tables(markdown(document, [row.name for row in all_rows()]), args.markdown)
 
 
 if __name__ == "__main__":

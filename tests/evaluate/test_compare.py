@@ -12,6 +12,7 @@ import pytest
 
 from fakes import VOCAB, FakeModel, continuation
 from models import make_tiny, to_gguf
+from nybble import RoundToNearestConfig, quantize
 from nybble.core.errors import ConfigError, ModelNotFoundError
 from nybble.engine.load import load_model
 from nybble.engine.scheduler import blocks_for
@@ -102,6 +103,13 @@ def test_without_a_reference_there_is_only_perplexity(here: Path) -> None:
     assert report.models[0].loss is None
     document = report.to_json()
     assert document["models"][0]["quality"]["perplexity"]["value"] > 1
+
+
+def test_the_bits_of_a_quantised_folder_count_its_scales(here: Path, tmp_path: Path) -> None:
+    quantize(here / "tiny", RoundToNearestConfig("int4", group_size=32), tmp_path / "int4")
+    found = evaluate([tmp_path / "int4"], here / "text.txt", ctx=CTX, tokens=CTX).models[0]
+    assert 4.5 < found.linear_bpw < 4.6  # a float16 per 32 codes, and the shape of each matrix
+    assert found.linear_bpw < found.bpw < 16
 
 
 def test_one_name_in_two_folders_is_told_apart(here: Path, tmp_path: Path) -> None:
