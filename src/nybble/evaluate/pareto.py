@@ -16,7 +16,7 @@ from nybble.evaluate.report import Report
 WIDTH, HEIGHT = 880, 520
 FONT = 12  # pixels
 _LEFT, _RIGHT, _TOP, _BOTTOM = 78, 26, 26, 52
-_LETTER = 0.56 * FONT  # about the width of one
+_LETTER = 0.62 * FONT  # about the width of one
 
 Role = Literal["grid", "axis", "front", "whisker", "point", "best"]
 Anchor = Literal["start", "middle", "end"]
@@ -87,7 +87,7 @@ def draw(report: Report) -> list[Shape]:
     values = [v for point in found for v in (point.value, point.low, point.high) if math.isfinite(v)]
     # KL divergence spans decades; a model equal to its reference has none at all.
     logarithmic = report.reference is not None and min(values) > 0
-    across = _Axis.over(sizes, _LEFT, WIDTH - _RIGHT, logarithmic=False)
+    across = _Axis.over(sizes, _LEFT, WIDTH - _RIGHT, logarithmic=max(sizes) > 2 * min(sizes))
     up = _Axis.over(values, HEIGHT - _BOTTOM, _TOP, logarithmic=logarithmic)
     shapes: list[Shape] = [*_frame(across, up, meaning)]
     best = front(found)
@@ -123,8 +123,10 @@ class _Axis:
     def over(cls, values: Sequence[float], begin: float, end: float, *, logarithmic: bool) -> _Axis:
         low, high = min(values), max(values)
         if logarithmic:
-            low, high = low / 1.25, high * 1.25
-            return cls(math.log(low), math.log(high), begin, end, True, tuple(_decades(low, high)))
+            pad = (high / low) ** 0.06 if high > low else 1.1
+            low, high = low / pad, high * pad
+            ticks = _decades(low, high) if high > 10 * low else _round_numbers(low, high)
+            return cls(math.log(low), math.log(high), begin, end, True, tuple(ticks))
         pad = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
         low, high = low - pad, high + pad
         return cls(low, high, begin, end, False, tuple(_round_numbers(low, high)))
