@@ -84,12 +84,13 @@ def show(report: Report) -> None:
     if not console.is_terminal:
         console = Console(width=max(console.width, _LEAST_WIDTH))
     caption = f"{report.conditions.sentence()} After ±: half the width of the interval."
-    table = Table(caption=caption, caption_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
+    table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
     for number, name in enumerate(columns(report)):
         table.add_column(name, justify="right" if number else "left")
     for row in cells(report):
         table.add_row(*(_text(cell) for cell in row))
     console.print(table)
+    console.print(caption, style="dim", markup=False, highlight=False)
 
 
 def _text(cell: Cell) -> Text:
