@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from nybble.engine.core import EngineStats
 from nybble.engine.embedding import unit_vector
 from nybble.engine.options import EngineOptions, KvCacheType
 from nybble.engine.request import Pooling, Request
-from nybble.engine.speculate import Speculate
+from nybble.engine.speculation.mode import parse_mode
 from nybble.engine.start import start_engine
 from nybble.store import resolve
 from nybble.tokenizer import ChatTemplate, Tokenizer, render_to_ids
@@ -42,8 +42,9 @@ class LLM:
     model: a path (GGUF file or Hugging Face folder) or a name of the catalog. max_model_len: the longest sequence in
     tokens (the model's own limit, at most 8192). kv_cache_memory: bytes of the cache, or "4GiB"; by default half of the
     free memory. kv_cache_type: "int8" holds twice as many tokens in it as "f16". quantization: a type of `nybble
-    quantize` or a config of `nybble.quantize`, to quantise the model while it is loaded. speculate: "auto", "ngram" or
-    "off", see docs/speculation.md. threads: of the computation. seed: of requests that have none.
+    quantize` or a config of `nybble.quantize`, to quantise the model while it is loaded. speculate: "auto", "ngram",
+    "off", or "draft=MODEL" with a smaller model or "self:q2_k", see docs/speculation.md. threads: of the computation.
+    seed: of requests that have none.
 
     Raises:
         ModelNotFoundError, StoreError: there is no such model, or it could not be fetched.
@@ -61,7 +62,7 @@ class LLM:
         kv_cache_memory: int | str | None = None,
         kv_cache_type: KvCacheType = "f16",
         enable_prefix_caching: bool = True,
-        speculate: Speculate = "auto",
+        speculate: str = "auto",
         seed: int | None = None,
         threads: int | None = None,
         tensor_parallel_size: int = 1,
@@ -78,19 +79,25 @@ class LLM:
             raise ConfigError(f"dtype must be 'auto', not {dtype!r}: weights stay in the encoding of their file")
         if gpu_memory_utilization is not None:
             logger.info("gpu_memory_utilization does not apply on the CPU: kv_cache_memory sets the cache")
-        options = EngineOptions(
+        mode = parse_mode(speculate)
+        sizes = EngineOptions(
             max_model_len=max_model_len,
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
             kv_cache_memory=kv_cache_memory,
             kv_cache_type=kv_cache_type,
             enable_prefix_caching=enable_prefix_caching,
-            speculate=speculate,
             threads=threads,
             seed=seed,
         )
         path = resolve(model, announce=logger.info)
-        with quantised(path, quantization, threads=threads) as source:
+        with ExitStack() as stack:
+            source = stack.enter_context(quantised(path, quantization, threads=threads))
+            draft = None
+            if mode.needs_draft:
+                draft = source if mode.draft is None else resolve(mode.draft, announce=logger.info)
+                draft = stack.enter_context(quantised(draft, mode.draft_type, threads=threads))
+            options = replace(sizes, speculate=speculate, draft=draft)
             self._loaded, self._core = start_engine(source, options)
         self._ids = itertools.count()
 

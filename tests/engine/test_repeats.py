@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nybble.engine.repeats import Repeats
+from nybble.engine.speculation.repeats import Repeats
 
 pytestmark = pytest.mark.unit
 

@@ -11,8 +11,8 @@ from nybble.core.errors import ConfigError
 from nybble.core.sampling import SamplingParams
 from nybble.engine.core import EngineCore
 from nybble.engine.options import EngineOptions
-from nybble.engine.speculate import MAX_GUESSES
-from nybble.engine.step_costs import StepCosts
+from nybble.engine.speculation.speculator import MAX_GUESSES
+from nybble.engine.speculation.step_costs import StepCosts
 
 pytestmark = pytest.mark.unit
 
@@ -131,5 +131,5 @@ def test_costs_between_what_is_known() -> None:
 
 
 def test_other_ways_are_refused_by_name() -> None:
-    with pytest.raises(ConfigError, match="draft models are not supported yet"):
-        EngineOptions(speculate="draft=other")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="auto, off, ngram or draft=MODEL"):
+        EngineOptions(speculate="medusa")

@@ -81,7 +81,7 @@ def test_what_has_no_effect_is_said() -> None:
         ("FROM x\nMESSAGE robot hi", 2, 9, ["'robot'", "system, user, assistant"]),
         ('FROM x\nSYSTEM """never\nclosed', 2, 8, ["never closed"]),
         ('FROM x\nSYSTEM "never', 2, 8, ["never closed"]),
-        ("FROM x\nDRAFT y", 2, 1, ["DRAFT is not supported"]),
+        ("FROM x\nPARAMETER speculate perhaps", 2, 21, ["'perhaps'", "auto, off, ngram or draft=MODEL"]),
         ("just text", 1, 1, ["'just'"]),
     ],
 )

@@ -10,6 +10,7 @@ from nybble import store
 from nybble.cli.options import announce, local_path
 from nybble.core.errors import ConfigError, ModelNotFoundError
 from nybble.core.sampling import SamplingParams
+from nybble.engine.speculation.mode import MAX_DRAFT_TOKENS
 from nybble.store import ModelName, StoredModel
 from nybble.store.modelfile import Value
 from nybble.store.shelf import Shelf
@@ -26,7 +27,7 @@ _SAMPLING = {
     "frequency_penalty": "frequency_penalty",
     "stop": "stop",
 }
-LOADING = ("num_ctx", "num_thread")
+LOADING = ("num_ctx", "num_thread", "speculate", "draft_num_predict")
 # These would change the text if they were followed.
 _MISSING = {"repeat_last_n": "penalties look at the whole text", "typical_p": "there is no such cut"}
 
@@ -89,6 +90,16 @@ def sampling(parameters: Mapping[str, Value], given: Mapping[str, object]) -> Sa
     if isinstance(longest, int):
         changes["max_tokens"] = longest if longest > 0 else None
     return replace(DEFAULTS, **{**changes, **given})  # type: ignore[arg-type]  # SamplingParams checks them
+
+
+def speculation(parameters: Mapping[str, Value], given: str | None) -> str:
+    """Whether to guess tokens: what the command line gave, else the Modelfile's parameters, else auto."""
+    if given is not None:
+        return given
+    mode, tokens = str(parameters.get("speculate", "auto")), parameters.get("draft_num_predict")
+    if mode.startswith("draft=") and ",k=" not in mode and isinstance(tokens, int) and tokens > 0:
+        mode += f",k={min(tokens, MAX_DRAFT_TOKENS)}"
+    return mode
 
 
 def not_followed(parameters: Mapping[str, Value]) -> list[str]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from nybble.engine.speculation.mode import parse_mode
 from nybble.store import resolve
 
 ModelArgument = Annotated[
@@ -19,7 +23,11 @@ ThreadsOption = Annotated[
 ]
 
 SpeculateOption = Annotated[
-    str, typer.Option(help="Compute guessed tokens along: auto (where it pays), ngram (always), off. Same text.")
+    str | None,
+    typer.Option(
+        help="Compute guessed tokens along: auto (the default; where it pays), ngram (always), off, or "
+        "draft=MODEL[,k=N] with a draft model, a smaller one or self:TYPE. Same text."
+    ),
 ]
 
 KvCacheTypeOption = Annotated[
@@ -35,6 +43,26 @@ def local_path(model: str) -> Path:
         StoreError: it could not be fetched.
     """
     return resolve(model, announce=announce)
+
+
+@contextmanager
+def draft_weights(speculate: str, target: Path, *, threads: int | None) -> Iterator[Path | None]:
+    """Where to load the draft model from that `--speculate` names, if it names one; it is fetched or made first.
+
+    Raises:
+        ConfigError: it cannot be made, or `speculate` cannot be read.
+        ModelNotFoundError, StoreError, CheckpointError, OutputError: as fetching and quantising do.
+    """
+    mode = parse_mode(speculate)
+    if not mode.needs_draft:
+        yield None
+        return
+    if mode.draft_type is not None:
+        announce(f"quantising {target.name} to {mode.draft_type}, to be its own draft")
+    source = target if mode.draft is None else local_path(mode.draft)
+    quantised = importlib.import_module("nybble.compress.on_load").quantised  # 20 ms that other runs need not wait for
+    with quantised(source, mode.draft_type, threads=threads) as path:
+        yield path
 
 
 def announce(message: str) -> None:

@@ -10,15 +10,16 @@ import typer
 from nybble.cli.answer import Figures, note, note_ending, show_answer
 from nybble.cli.chat import chat
 from nybble.cli.markdown import import_early, writer_for_terminal
-from nybble.cli.named import Named, find_named, not_followed, sampling
-from nybble.cli.options import KvCacheTypeOption, ModelArgument, SpeculateOption, ThreadsOption
+from nybble.cli.named import Named, find_named, not_followed, sampling, speculation
+from nybble.cli.options import KvCacheTypeOption, ModelArgument, SpeculateOption, ThreadsOption, draft_weights
 from nybble.cli.prompt import Message, as_text, chat_prompt, given_prompt, raw_prompt
 from nybble.cli.session import Session
 from nybble.core.errors import ConfigError
 from nybble.engine.load import LoadedModel, load_model
 from nybble.engine.options import parse_kv_type
 from nybble.engine.scheduler import blocks_for
-from nybble.engine.speculate import parse_mode
+from nybble.engine.speculation.load_draft import load_draft
+from nybble.engine.speculation.mode import parse_mode
 
 
 def run(
@@ -47,7 +48,7 @@ def run(
         int | None, typer.Option(help="Tokens of context; by default 8192, or the model's own limit if that is less.")
     ] = None,
     kv_cache_type: KvCacheTypeOption = "f16",
-    speculate: SpeculateOption = "auto",
+    speculate: SpeculateOption = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the prompt as it is, without chat template.")] = False,
     markdown: Annotated[
         bool, typer.Option("--markdown/--plain", help="Render Markdown on a terminal, or show it as it comes.")
@@ -72,24 +73,24 @@ def run(
     if prompt is None and raw:
         raise ConfigError("a chat needs the chat template, which --raw leaves out: give a prompt with --raw")
     params = sampling(named.parameters, given)
-    mode = parse_mode(speculate)
-
+    mode = speculation(named.parameters, speculate)
+    parse_mode(mode)
     kv_type = parse_kv_type(kv_cache_type)
 
     def load(one: Named) -> LoadedModel:
-        return load_model(
-            one.path,
-            threads=threads or one.number("num_thread"),
-            context=ctx or one.number("num_ctx"),
-            kv_cache_type=kv_type,
-        )
+        count = threads or one.number("num_thread")
+        loaded = load_model(one.path, threads=count, context=ctx or one.number("num_ctx"), kv_cache_type=kv_type)
+        with draft_weights(speculation(one.parameters, speculate), one.path, threads=count) as draft:
+            if draft is not None:
+                loaded.draft = load_draft(draft, loaded, threads=count)
+        return loaded
 
     for sentence in not_followed(named.parameters):
         note(sentence)
     import_early(markdown and not raw)
     loaded = load(named)
     if prompt is None:
-        session = Session(named, loaded, load=load, given=given, threads=threads, speculate=mode)
+        session = Session(named, loaded, load=load, given=given, threads=threads, speculate=speculate)
         session.verbose, session.markdown = verbose, markdown
         chat(session)
         return

@@ -9,11 +9,19 @@ from typing import Annotated
 
 import typer
 
-from nybble.cli.options import KvCacheTypeOption, ModelArgument, SpeculateOption, ThreadsOption, local_path
+from nybble.cli.named import speculation, stored_model
+from nybble.cli.options import (
+    KvCacheTypeOption,
+    ModelArgument,
+    SpeculateOption,
+    ThreadsOption,
+    draft_weights,
+    local_path,
+)
 from nybble.engine.async_engine import AsyncEngine
 from nybble.engine.options import EngineOptions, parse_kv_type
 from nybble.engine.roofline import measure_roofline
-from nybble.engine.speculate import parse_mode
+from nybble.engine.speculation.mode import parse_mode
 from nybble.serve.app import create_app
 from nybble.serve.lifecycle import bind
 from nybble.serve.lifecycle import serve as answer_requests
@@ -42,26 +50,32 @@ def serve(
         list[str] | None, typer.Option(help="A web page's origin that may ask (CORS); may be repeated.")
     ] = None,
     kv_cache_type: KvCacheTypeOption = "f16",
-    speculate: SpeculateOption = "auto",
+    speculate: SpeculateOption = None,
     prefix_caching: Annotated[bool, typer.Option(help="Reuse what equal beginnings of prompts have computed.")] = True,
 ) -> None:
     """Serve a model over OpenAI's HTTP API."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     listening = bind(host, port)  # before the model is loaded: a port that is taken says so at once
+    if speculate is not None:
+        parse_mode(speculate)  # a wrong one says so before a model is fetched
     path = local_path(model)
-    options = EngineOptions(
-        max_model_len=ctx,
-        max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=max(512, max_num_seqs),
-        kv_cache_memory=kv_cache_memory,
-        enable_prefix_caching=prefix_caching,
-        kv_cache_type=parse_kv_type(kv_cache_type),
-        speculate=parse_mode(speculate),
-        threads=threads,
-    )
+    stored = stored_model(model)
+    mode = speculation(stored.parameters if stored is not None else {}, speculate)
     name = served_model_name or (model if not os.path.exists(model) else path.stem)
     roofline = measure_roofline(threads)  # before the weights take their memory
-    engine = AsyncEngine.from_model(path, options=options, model_name=name)
+    with draft_weights(mode, path, threads=threads) as draft:
+        options = EngineOptions(
+            max_model_len=ctx,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max(512, max_num_seqs),
+            kv_cache_memory=kv_cache_memory,
+            enable_prefix_caching=prefix_caching,
+            kv_cache_type=parse_kv_type(kv_cache_type),
+            speculate=mode,
+            draft=draft,
+            threads=threads,
+        )
+        engine = AsyncEngine.from_model(path, options=options, model_name=name)
     settings = ServeSettings(
         model_name=name,
         host=host,

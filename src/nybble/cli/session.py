@@ -9,11 +9,10 @@ from nybble import store
 from nybble.checkpoint import open_checkpoint
 from nybble.cli.answer import Figures, Interrupt, note, note_ending, show_answer
 from nybble.cli.markdown import writer_for_terminal
-from nybble.cli.named import LOADING, Named, find_named, sampling
+from nybble.cli.named import LOADING, Named, find_named, sampling, speculation
 from nybble.cli.prompt import Message, chat_prompt
 from nybble.core.errors import ConfigError, PromptError
 from nybble.engine.load import LoadedModel
-from nybble.engine.speculate import Speculate
 from nybble.store.modelfile import Command, Value, format_modelfile
 
 Load = Callable[[Named], LoadedModel]
@@ -36,14 +35,14 @@ class Session:
         load: Load,
         given: Mapping[str, object],
         threads: int | None,
-        speculate: Speculate,
+        speculate: str | None,
     ) -> None:
         self.verbose = False
         self.markdown = True
         self._load = load
         self._given = dict(given)
         self._threads = threads
-        self._speculate: Speculate = speculate
+        self._speculate = speculate
         self._interrupt = Interrupt()
         self._begin(named, loaded)
 
@@ -56,7 +55,7 @@ class Session:
         self.params = sampling(self.parameters, self._given)
         self.messages: list[Message] = [{"role": role, "content": text} for role, text in named.messages]
         chat_prompt(loaded, [*self._opening(), {"role": "user", "content": "-"}], self.template)  # says so if it cannot
-        self._generator = loaded.generator(speculate=self._speculate)
+        self._generator = loaded.generator(speculate=speculation(named.parameters, self._speculate))
         self._figures = Figures(loaded, self._threads)
 
     def ask(self, text: str) -> None:

@@ -19,7 +19,9 @@ from nybble.engine.prepare import Compiler, Limits, RequestMaker
 from nybble.engine.request import Pooling, Request, Sequence
 from nybble.engine.roofline import ModelCost
 from nybble.engine.scheduler import Scheduled, Scheduler, blocks_for
-from nybble.engine.speculate import Speculate, SpeculationStats, Speculator
+from nybble.engine.speculation.draft_model import DraftModel, DraftWeights
+from nybble.engine.speculation.mode import parse_mode
+from nybble.engine.speculation.speculator import SpeculationStats, Speculator
 from nybble.engine.step_arrays import build_step
 from nybble.engine.tell import position_logprobs, request_output
 
@@ -69,7 +71,8 @@ class EngineCore:
         seed: int | None = None,
         compile_grammar: Compiler | None = None,
         cost: ModelCost | None = None,
-        speculate: Speculate = "off",
+        speculate: str = "off",
+        draft: DraftWeights | None = None,
     ) -> None:
         if context < 1:
             raise ConfigError(f"the context must hold at least one token, not {context}")
@@ -95,13 +98,16 @@ class EngineCore:
         self._hidden = HiddenUser(model, self._token_text, self._fail)
         self._meter = StepMeter(cost)
         self._drawer = Drawer(model, self._fail)
-        self._speculator = Speculator(speculate, self._scheduler, max_num_batched_tokens)
+        drafter = None if draft is None else DraftModel(draft, num_blocks=num_blocks, vocab_size=vocab_size)
+        self._speculator = Speculator(parse_mode(speculate), self._scheduler, max_num_batched_tokens, drafter)
         self._requests: dict[str, Request] = {}
         self._ended: list[Request] = []  # between steps, by abort()
         self._arrivals = 0
         self._prompt_tokens = 0
         self._generation_tokens = 0
         model.new_cache(num_blocks)
+        if drafter is not None:
+            drafter.measure()
 
     # ---- requests ----
 
@@ -334,6 +340,7 @@ class EngineCore:
     def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
         sequence.finish_reason = reason
         self._scheduler.remove(sequence)
+        self._speculator.end(sequence)
         if sequence.request.params.detokenize:
             try:
                 sequence.output_text.append(sequence.text.flush())

@@ -15,7 +15,7 @@ from nybble.core.errors import ConfigError
 from nybble.engine.core import EngineCore
 from nybble.engine.generate import Generator
 from nybble.engine.scheduler import blocks_for
-from nybble.engine.speculate import Speculate
+from nybble.engine.speculation.draft_model import DraftWeights
 from nybble.tokenizer import Tokenizer, load_tokenizer
 from nybble.tokenizer.tokenizer import check_vocab
 
@@ -31,6 +31,7 @@ class LoadedModel:
     model: CpuModel
     tokenizer: Tokenizer
     context: int
+    draft: DraftWeights | None = None  # a smaller model that guesses for this one
 
     @property
     def eos_token_ids(self) -> frozenset[int]:
@@ -43,7 +44,7 @@ class LoadedModel:
         num_blocks: int | None = None,
         max_num_seqs: int = 64,
         enable_prefix_caching: bool = True,
-        speculate: Speculate = "off",
+        speculate: str = "off",
     ) -> Generator:
         """An engine of its own over this model; a cache of `num_blocks` blocks, or what the context needs.
 
@@ -61,6 +62,7 @@ class LoadedModel:
                 max_num_seqs=max_num_seqs,
                 enable_prefix_caching=enable_prefix_caching,
                 speculate=speculate,
+                draft=self.draft,
             )
         )
 

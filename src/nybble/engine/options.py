@@ -13,7 +13,7 @@ from nybble.backends.cpu import KvType
 from nybble.cache.block_pool import BLOCK_SIZE
 from nybble.core.errors import ConfigError
 from nybble.engine.scheduler import blocks_for
-from nybble.engine.speculate import Speculate, parse_mode
+from nybble.engine.speculation.mode import parse_mode
 
 logger = logging.getLogger(__name__)
 
@@ -37,11 +37,13 @@ class EngineOptions:
     kv_cache_type: KvType = "f16"  # of keys and values: f16, or int8 for twice as many tokens in the same memory
     enable_prefix_caching: bool = True
     threads: int | None = None
-    speculate: Speculate = "auto"  # whether guessed tokens are computed along: off, ngram (always), auto (if it pays)
+    speculate: str = "auto"  # whether guessed tokens are computed along: see nybble.engine.speculation.mode
+    draft: Path | None = None  # the weights of the draft model that `speculate` names
     seed: int | None = None  # of requests that have none; None: a fresh one for each
 
     def __post_init__(self) -> None:
-        parse_mode(self.speculate)
+        if parse_mode(self.speculate).needs_draft != (self.draft is not None):
+            raise ConfigError(f"speculate is {self.speculate!r} and draft is {self.draft}: give both, or neither")
         parse_kv_type(self.kv_cache_type)
         if self.max_num_seqs < 1:
             raise ConfigError(f"max_num_seqs must be at least 1, not {self.max_num_seqs}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +14,6 @@ from nybble.cache.block_pool import BLOCK_SIZE, block_hash, root_hash
 from nybble.core.outputs import FinishReason, PositionLogprobs, RequestMetrics
 from nybble.core.sampling import SamplingParams
 from nybble.engine.text import TextStream
-
-if TYPE_CHECKING:
-    from nybble.engine.speculate import Guesses
 
 Pooling = Literal["mean", "last"]
 
@@ -59,7 +56,6 @@ class Sequence:
     slot: int = -1  # its row in the scheduler's block tables; -1: it is not running
     scheduled_in: int = -1  # the last step that it was part of
     guesses: list[int] = field(default_factory=list)  # that go through the model behind its tokens in this step
-    speculation: Guesses | None = None
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
     # The output, and how much of it has been told.

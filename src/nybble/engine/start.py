@@ -12,6 +12,7 @@ from nybble.engine.options import EngineOptions, cache_blocks
 from nybble.engine.prepare import Compiler
 from nybble.engine.request import Matcher
 from nybble.engine.roofline import model_cost
+from nybble.engine.speculation.load_draft import load_draft
 
 
 def start_engine(path: Path, options: EngineOptions) -> tuple[LoadedModel, EngineCore]:
@@ -20,11 +21,13 @@ def start_engine(path: Path, options: EngineOptions) -> tuple[LoadedModel, Engin
     Raises:
         CheckpointError: the file is missing, damaged or not supported.
         TokenizerError: its tokenizer is, or does not belong to it.
-        ConfigError: an option cannot be used, or there is no memory for the cache.
+        ConfigError: the draft model does not fit it, an option cannot be used, or there is no memory for the cache.
     """
     loaded = load_model(
         path, threads=options.threads, context=options.max_model_len, kv_cache_type=options.kv_cache_type
     )
+    if options.draft is not None:
+        loaded.draft = load_draft(options.draft, loaded, threads=options.threads)
     return loaded, engine_for(loaded, options)
 
 
@@ -34,7 +37,10 @@ def engine_for(loaded: LoadedModel, options: EngineOptions) -> EngineCore:
     Raises:
         ConfigError: there is no memory for the cache.
     """
-    blocks = cache_blocks(options, context=loaded.context, bytes_per_block=loaded.model.cache_bytes_per_block)
+    bytes_per_block = loaded.model.cache_bytes_per_block
+    if loaded.draft is not None:  # its cache has as many blocks
+        bytes_per_block += loaded.draft.cache_bytes_per_block
+    blocks = cache_blocks(options, context=loaded.context, bytes_per_block=bytes_per_block)
     return EngineCore(
         loaded.model,
         loaded.tokenizer,
@@ -49,6 +55,7 @@ def engine_for(loaded: LoadedModel, options: EngineOptions) -> EngineCore:
         compile_grammar=_compiler(loaded),
         cost=model_cost(loaded.checkpoint),
         speculate=options.speculate,
+        draft=loaded.draft,
     )
 
 

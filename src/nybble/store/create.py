@@ -41,12 +41,15 @@ class Recipe:
             self._check_template(modelfile.template)
         base = self._source(modelfile.source)
         adapters = tuple(self._adapter(command) for command in modelfile.adapters)
+        parameters = {**base.parameters, **modelfile.parameters}
+        if modelfile.draft is not None:
+            parameters["speculate"] = f"draft={self._draft(modelfile.draft)}"
         return replace(
             base,
             adapters=adapters or base.adapters,
             template=base.template if modelfile.template is None else modelfile.template.value,
             system=base.system if modelfile.system is None else modelfile.system,
-            parameters={**base.parameters, **modelfile.parameters},
+            parameters=parameters,
             messages=modelfile.messages or base.messages,
             license=tuple(dict.fromkeys((*base.license, *modelfile.license))),
         )
@@ -67,6 +70,18 @@ class Recipe:
         if layer is None:
             raise _at(command, f"there is no file {command.value!r:.200}", "the path of an adapter")
         return layer
+
+    def _draft(self, command: Command) -> str:
+        """A draft model stays where it is, and is looked for when its target is loaded: what to find it by."""
+        try:
+            path = self.base_folder / Path(command.value).expanduser()
+            if self.files is None and path.exists():
+                return str(path.absolute())
+        except (ValueError, OSError, RuntimeError):
+            pass
+        if command.value.startswith(("/", "./", "../", "~")):
+            raise _at(command, f"there is no file {command.value!r:.200}", "the name of a model, or a path that exists")
+        return command.value
 
     def _file(self, command: Command, take: Callable[[BlobFolder, Path], Layer]) -> Layer | None:
         """The file or folder that a line names; None if there is none, so that it may be a model's name."""

@@ -2,7 +2,8 @@
 
     FROM name, path of a GGUF file, or folder        TEMPLATE text        LICENSE text (repeatable)
     PARAMETER name value (`stop` repeatable)         SYSTEM text          MESSAGE role text (repeatable)
-    ADAPTER path                                     # comment
+    ADAPTER path                                     DRAFT name or path of a model that guesses tokens
+                                                     # comment
 
 The words are case-insensitive. A value is the rest of its line, or "in quotes" or \"\"\"in three\"\"\", which may span
 lines; there are no escapes. The grammar is Ollama's. This module knows nothing of files: names stay as written.
@@ -20,7 +21,7 @@ from nybble.core.errors import ConfigError
 Value = int | float | str | list[str]
 
 MAX_CHARS = 1 << 22
-INSTRUCTIONS = ("FROM", "PARAMETER", "TEMPLATE", "SYSTEM", "ADAPTER", "LICENSE", "MESSAGE")
+INSTRUCTIONS = ("FROM", "PARAMETER", "TEMPLATE", "SYSTEM", "ADAPTER", "LICENSE", "MESSAGE", "DRAFT")
 ROLES = ("system", "user", "assistant")
 _INTEGERS = (
     "num_ctx", "num_predict", "num_keep", "num_batch", "num_gpu", "main_gpu", "num_thread", "seed", "top_k",
@@ -31,7 +32,8 @@ _NUMBERS = (
 )  # fmt: skip
 _SWITCHES = ("use_mmap",)
 _TEXTS = ("stop",)
-PARAMETERS = (*_INTEGERS, *_NUMBERS, *_SWITCHES, *_TEXTS)
+_MODES = ("speculate",)
+PARAMETERS = (*_INTEGERS, *_NUMBERS, *_SWITCHES, *_TEXTS, *_MODES)
 # What Ollama still reads and no longer uses.
 DEPRECATED = (
     "penalize_newline", "low_vram", "f16_kv", "logits_all", "vocab_only", "use_mlock", "mirostat", "mirostat_tau",
@@ -42,7 +44,6 @@ _LEFT_OUT = {
     "RENDERER": "it names a part of Ollama's own code; the chat template is used",
     "PARSER": "it names a part of Ollama's own code; nybble finds tool calls and thoughts by the model's template",
 }
-_REFUSED = {"DRAFT": "nybble guesses tokens without a second model"}
 _SPACE = " \t\r\n"
 _EXPECTED_INSTRUCTION = f"one of {', '.join(INSTRUCTIONS)}, or a comment after #"
 
@@ -80,6 +81,7 @@ class Modelfile:
     source: Command  # FROM
     adapters: tuple[Command, ...]
     template: Command | None
+    draft: Command | None
     system: str | None
     parameters: Mapping[str, Value]
     messages: tuple[tuple[str, str], ...]
@@ -112,6 +114,7 @@ def parse_modelfile(text: str) -> Modelfile:
         source=by_word["FROM"][0],
         adapters=tuple(by_word["ADAPTER"]),
         template=by_word["TEMPLATE"][-1] if by_word["TEMPLATE"] else None,
+        draft=by_word["DRAFT"][-1] if by_word["DRAFT"] else None,
         system=system[-1].value if system else None,
         parameters=parameters,
         messages=tuple((command.argument, command.value) for command in by_word["MESSAGE"]),
@@ -151,10 +154,14 @@ def parameter_value(name: str, text: str) -> Value | None:
         return None
     if name in _SWITCHES:
         return {"true": True, "1": True, "false": False, "0": False}.get(text.lower())
+    if name in _MODES:
+        return text if re.fullmatch("auto|off|ngram|draft=.+", text) else None
     return [text]
 
 
 def _kind(name: str) -> str:
+    if name in _MODES:
+        return "auto, off, ngram or draft=MODEL"
     if name in _INTEGERS:
         return "a whole number"
     return "a number" if name in _NUMBERS else "true or false"
@@ -184,8 +191,6 @@ class _Reader:
     def _command(self) -> Command:
         begin = self._at
         word = self._word().upper()
-        if word in _REFUSED:
-            raise self._error(f"{word} is not supported, {_REFUSED[word]}", begin, _EXPECTED_INSTRUCTION)
         if word not in INSTRUCTIONS and word not in _LEFT_OUT:
             raise self._error(f"{self._text[begin : self._at]!r:.60} is no instruction", begin, _EXPECTED_INSTRUCTION)
         argument = ""

@@ -1,0 +1,1 @@
+"""Speculation: where guesses come from, when they pay, and what became of them."""
