@@ -143,7 +143,7 @@ def _open_gguf(path: Path) -> Checkpoint:
 def _open_folder(folder: Path) -> Checkpoint:
     config = read_json(folder / "config.json")
     raw, files = read_folder(folder)
-    quantisation = _quantisation_config(config, folder)
+    quantisation = quantisation_config(config, folder)
     packed: dict[str, Logical] = {}
     if quantisation:
         raw, packed = read_dialect(quantisation, raw, str(folder))
@@ -213,7 +213,7 @@ def _canonical(mapped: Mapped, stored: Mapping[str, Tensor], path: Path) -> dict
     return tensors
 
 
-def _quantisation_config(config: Mapping[str, object], folder: Path) -> Mapping[str, object]:
+def quantisation_config(config: Mapping[str, object], folder: Path) -> Mapping[str, object]:
     """What says how the folder is quantised: a part of config.json, or a file as the first GPTQ tools wrote it."""
     found = config.get("quantization_config", config.get("compression_config"))
     if found is None:

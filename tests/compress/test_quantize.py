@@ -11,7 +11,7 @@ from models import FAMILIES, make_tiny
 from models import to_gguf as write_gguf
 from nybble.checkpoint import Checkpoint, open_checkpoint
 from nybble.compress import methods, table
-from nybble.compress.gguf.convert import to_gguf
+from nybble.compress.convert.run import convert as to_gguf
 from nybble.compress.gguf.imatrix import ImportanceMatrix
 from nybble.compress.methods import QuantizeReport, QuantizeRequest, Silent
 from nybble.core.errors import CheckpointError, ConfigError, OutputError
@@ -267,7 +267,7 @@ def test_an_unknown_type_is_refused_with_the_known_ones() -> None:
 
 
 def test_convert_reads_folders_and_writes_gguf(llama_gguf: Path, folders: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="is a file"):
+    with pytest.raises(ConfigError, match="is a GGUF file already"):
         to_gguf(llama_gguf, tmp_path / "x.gguf", Silent())
     with pytest.raises(ConfigError, match=r"does not end in \.gguf"):
         to_gguf(folders["llama"], tmp_path / "x.bin", Silent())

@@ -56,6 +56,11 @@ class OutputFile:
             with contextlib.suppress(OSError):
                 self._part.unlink()  # gone already if it has been renamed
 
+    @property
+    def part(self) -> Path:
+        """Where the file lies until it gets its name; all that was written is in it."""
+        return self._part
+
     def write(self, data: Buffer) -> None:
         """Append all of the data."""
         view = memoryview(data).cast("B")

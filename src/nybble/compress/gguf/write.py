@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,8 +86,12 @@ def write(
     imatrix: ImportanceMatrix | None = None,
     threads: int | None = None,
     force: bool = False,
+    check: Callable[[Path], None] | None = None,
 ) -> None:
-    """Tensor by tensor. Raises OutputError, or CheckpointError for a NaN."""
+    """Tensor by tensor. Raises OutputError, or CheckpointError for a NaN.
+
+    check: called with the complete file before it gets its name; if it raises, the file is not written.
+    """
     encoder = _native.Encoder(threads=threads)
     progress.start(plan.report.num_weights)
     with OutputFile(target, force=force) as file:
@@ -101,6 +105,8 @@ def write(
             tensor.release()
             progress.advance(info.num_weights, f"{info.name} {info.format.name}")
         writer.finish()
+        if check is not None:
+            check(file.part)
 
 
 def _encode(

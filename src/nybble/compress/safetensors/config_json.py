@@ -63,7 +63,14 @@ def config_of(checkpoint: Checkpoint) -> dict[str, object]:
         config |= _windows(spec, where)
     if first.rope.rotary_dim != first.head_dim:
         config["partial_rotary_factor"] = first.rope.rotary_dim / first.head_dim
-    return {key: value for key, value in config.items() if value is not None}
+    said = {key: value for key, value in config.items() if value is not None}
+    # Said even if there is none: some readers take an id that lies outside of a small vocabulary.
+    return {**said, "pad_token_id": _pad_token_id(checkpoint)}
+
+
+def _pad_token_id(checkpoint: Checkpoint) -> int | None:
+    found = checkpoint.metadata.get("tokenizer.ggml.padding_token_id")
+    return found if type(found) is int and 0 <= found < checkpoint.spec.vocab_size else None
 
 
 def _short(value: float) -> float:
@@ -155,6 +162,13 @@ def _windows(spec: ModelSpec, where: str) -> dict[str, object]:
     windows = {layer.window for layer in spec.layers}
     if windows == {None}:
         return {}
-    if len(windows) > 1 or spec.family != "phi3":
+    plain = not any(layer.qkv_bias or layer.out_bias for layer in spec.layers)
+    if len(windows) > 1 or (spec.family == "llama" and not plain):
         raise CheckpointError(f"{where}: the sliding windows of its layers cannot be said in a config.json")
-    return {"sliding_window": windows.pop()}
+    said: dict[str, object] = {"sliding_window": windows.pop()}
+    if spec.family == "llama":  # with windows, Llama's decoder is called Mistral
+        return {**said, "architectures": ["MistralForCausalLM"], "model_type": "mistral"}
+    if spec.family.startswith("qwen"):
+        kinds = ["sliding_attention"] * len(spec.layers)
+        return {**said, "use_sliding_window": True, "max_window_layers": 0, "layer_types": kinds}
+    return said

@@ -31,8 +31,13 @@ def write_side_files(checkpoint: Checkpoint, folder: Path) -> None:
     if isinstance(checkpoint.tokenizer, GgufTokenizer):
         _write_made(checkpoint, checkpoint.tokenizer, folder)
         return
+    copy_side_files(checkpoint.path, folder)
+
+
+def copy_side_files(model: Path, folder: Path) -> None:
+    """Of a model folder, as they are. Raises OutputError if a file cannot be written."""
     for name in _COPIED:
-        source = checkpoint.path / name
+        source = model / name
         if source.is_file():
             try:
                 shutil.copyfile(source, folder / name)
