@@ -6,7 +6,7 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import AsyncGenerator, Awaitable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -142,12 +142,22 @@ async def event_stream(request: Request, chunks: Chunks, admitted: ExitStack) ->
         Exception: whatever comes before the first chunk, so that it is still an answer with a status of its own.
     """
     first = await unless_disconnected(request, anext(chunks))
-    return _EventStream(first, chunks, admitted.pop_all())
+    return ChunkStream(_events(first, chunks), chunks, admitted.pop_all(), media_type="text/event-stream")
 
 
-class _EventStream(StreamingResponse):
-    def __init__(self, first: dict[str, Any], chunks: Chunks, admitted: ExitStack) -> None:
-        super().__init__(_events(first, chunks), media_type="text/event-stream")
+class ChunkStream(StreamingResponse):
+    """An answer that is written from chunks. When it ends, or its client leaves, they are closed and room is made."""
+
+    def __init__(
+        self,
+        content: AsyncGenerator[bytes, None],
+        chunks: Chunks,
+        admitted: ExitStack,
+        *,
+        media_type: str,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(content, media_type=media_type, headers=headers)
         self._chunks = chunks
         self._admitted = admitted
 

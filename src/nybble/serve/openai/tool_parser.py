@@ -162,7 +162,7 @@ class ToolParser:
                 return True
             if not final and bare in ("", "["):
                 return False
-        held = 0 if at > 0 or final else _overlap(self._text, self._tag or "")
+        held = 0 if at > 0 or final else overlap(self._text, self._tag or "")
         cut = at if at > 0 else len(self._text) - held
         self._say(self._text[:cut])
         self._text = self._text[cut:]
@@ -309,7 +309,7 @@ def _read_call(text: str, name: str | None) -> tuple[str, str] | None:
     return (name, arguments) if isinstance(name, str) and isinstance(call, dict) else None
 
 
-def _overlap(text: str, tag: str) -> int:
+def overlap(text: str, tag: str) -> int:
     """The length of the longest end of `text` that is a proper beginning of `tag`."""
     for length in range(min(len(tag) - 1, len(text)), 0, -1):
         if text.endswith(tag[:length]):
