@@ -17,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from reading import decoder_logits, kernel_logits, row, tokens_of, transformers_logits
+from reading import decoder_logits, dequantized_logits, kernel_logits, row, tokens_of, transformers_logits
 
 # GPTQModel's kernels for CPUs compute in 16 bits only.
 COMPUTE = {"gptq": "bfloat16", "awq": "bfloat16"}
