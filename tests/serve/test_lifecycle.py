@@ -55,7 +55,7 @@ def run(act: Callable[[Served], None], *, engine_options: dict[str, int] | None 
 
     thread = threading.Thread(target=acting)
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-    serve(app, listening, chosen, thread.start)
+    serve(app, [listening], chosen, thread.start)
     end = time.monotonic()
     thread.join()
     if failed:

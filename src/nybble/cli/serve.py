@@ -87,7 +87,7 @@ def serve(
     address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
     answer_requests(
         create_app(engine, settings, roofline),
-        listening,
+        [listening],
         settings,
         lambda: print(f"{name} is served at {address}/v1", file=sys.stderr, flush=True),
     )

@@ -22,6 +22,7 @@ from nybble.engine.options import EngineOptions
 from nybble.engine.request import Pooling
 from nybble.engine.start import start_engine
 from nybble.tokenizer import ChatTemplate, Tokenizer
+from nybble.tokenizer.chat_prompt import Template
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ class AsyncEngine:
         self.context = core.context
         self.tokenizer: Tokenizer = loaded.tokenizer
         self.eos_token_ids = core.eos_token_ids
-        self.chat_template = _chat_template(loaded)
+        self.chat_template: Template | None = _chat_template(loaded)
         self.chat_template_source = loaded.checkpoint.chat_template
         # What a conversation begins with if its template does not write it.
         self.prompt_bos_token_id = loaded.checkpoint.bos_token_id if loaded.checkpoint.add_bos else None

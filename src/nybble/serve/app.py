@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -14,34 +13,32 @@ from starlette.responses import Response
 from nybble import __version__
 from nybble.engine.async_engine import AsyncEngine
 from nybble.engine.roofline import Roofline
-from nybble.serve.admission import Admission
 from nybble.serve.bodies import JsonRoute, check_length
 from nybble.serve.errors import ApiError, add_error_handlers
 from nybble.serve.guard import Guard
-from nybble.serve.metrics import Metrics
+from nybble.serve.models import Models, Resident
 from nybble.serve.openai.chat import Chat
 from nybble.serve.openai.completions import Completions
 from nybble.serve.openai.conversation import prompt_ids
 from nybble.serve.openai.embeddings import Embeddings
-from nybble.serve.openai.job import Server
 from nybble.serve.openai.schemas import ChatBody, CompletionBody, DetokenizeBody, EmbeddingBody, TokenizeBody
 from nybble.serve.settings import ServeSettings
 
 
-def create_app(engine: AsyncEngine, settings: ServeSettings, roofline: Roofline | None = None) -> FastAPI:
-    """The routes over an engine. `app.state.server` is what they share.
+def create_app(source: AsyncEngine | Models, settings: ServeSettings, roofline: Roofline | None = None) -> FastAPI:
+    """The routes over one engine or many models. `app.state.models` is what they share.
 
-    roofline: of this machine, for the metrics, if it was measured.
+    roofline: of this machine, for the metrics, if it was measured; many models have their own.
     """
-    admission = Admission(settings)
-    metrics = Metrics(engine.stats, lambda: admission.num_refused, roofline)
-    server = Server(engine, settings, admission, metrics, int(time.time()))
+    models = source if isinstance(source, Models) else Models.of_one(source, settings, roofline)
     app = FastAPI(title="nybble", version=__version__, docs_url=None, redoc_url=None)
     app.router.route_class = JsonRoute
-    app.state.server = server
+    app.state.models = models
+    if models.pinned is not None:
+        app.state.server = models.pinned.server
     add_error_handlers(app)
-    _add_openai_routes(app, server)
-    _add_own_routes(app, server)
+    _add_openai_routes(app, models)
+    _add_own_routes(app, models)
     if settings.allowed_origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=list(settings.allowed_origins), allow_methods=["*"], allow_headers=["*"]
@@ -50,50 +47,45 @@ def create_app(engine: AsyncEngine, settings: ServeSettings, roofline: Roofline 
     return app
 
 
-def _add_openai_routes(app: FastAPI, server: Server) -> None:
-    chat, completions, embeddings = Chat(server), Completions(server), Embeddings(server)
-    model = {
-        "id": server.settings.model_name,
-        "object": "model",
-        "created": server.started,
-        "owned_by": "nybble",
-        "max_model_len": server.engine.context,
-    }
-
+def _add_openai_routes(app: FastAPI, models: Models) -> None:
     @app.post("/v1/chat/completions")
     async def chat_completions(body: ChatBody, request: Request) -> Response:
-        return await chat.answer(body, request)
+        return await models.answer(body.model, lambda one: Chat(one.server).answer(body, request))
 
     @app.post("/v1/completions")
     async def text_completions(body: CompletionBody, request: Request) -> Response:
-        return await completions.answer(body, request)
+        return await models.answer(body.model, lambda one: Completions(one.server).answer(body, request))
 
     @app.post("/v1/embeddings")
     async def embed(body: EmbeddingBody, request: Request) -> dict[str, Any]:
-        return await embeddings.answer(body, request)
+        return await models.answer(body.model, lambda one: Embeddings(one.server).answer(body, request))
 
     @app.get("/v1/models")
-    async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [model]}
+    async def all_models() -> dict[str, Any]:
+        return {"object": "list", "data": [_described(models, *one) for one in await models.names()]}
 
     @app.get("/v1/models/{name:path}")
     async def one_model(name: str) -> dict[str, Any]:
-        server.check_model(name)
-        return model
+        return _described(models, *await models.find(name))
 
 
-def _add_own_routes(app: FastAPI, server: Server) -> None:
-    engine, settings = server.engine, server.settings
+def _described(models: Models, name: str, created: float) -> dict[str, Any]:
+    """A model in OpenAI's words. How long its context is, is known while it is in memory."""
+    told = {"id": name, "object": "model", "created": int(created), "owned_by": "nybble"}
+    one = models.in_memory(name)
+    return told if one is None else {**told, "max_model_len": one.server.engine.context}
 
+
+def _add_own_routes(app: FastAPI, models: Models) -> None:
     @app.get("/health")
     async def health() -> Response:
         """Whether the engine lives."""
-        return JSONResponse({"status": "ok"}) if engine.is_healthy() else JSONResponse({"status": "dead"}, 503)
+        return JSONResponse({"status": "ok"}) if models.is_healthy() else JSONResponse({"status": "dead"}, 503)
 
     @app.get("/ready")
     async def ready() -> Response:
         """Whether new requests are taken."""
-        if engine.is_healthy() and server.admission.is_open:
+        if models.is_healthy() and models.admission.is_open:
             return JSONResponse({"status": "ready"})
         return JSONResponse({"status": "not ready"}, 503)
 
@@ -103,31 +95,39 @@ def _add_own_routes(app: FastAPI, server: Server) -> None:
 
     @app.get("/metrics")
     async def metrics() -> Response:
-        return Response(server.metrics.text(), media_type="text/plain; version=0.0.4")
+        return Response(models.metrics.text(), media_type="text/plain; version=0.0.4")
 
     @app.post("/tokenize")
     async def tokenize(body: TokenizeBody) -> dict[str, Any]:
-        server.check_model(body.model or settings.model_name)
-        if (body.prompt is None) == (body.messages is None):
-            raise ApiError(400, "give either prompt or messages")
-        if body.prompt is not None:
-            check_length(len(body.prompt), engine.context, "prompt")
-            ids = await asyncio.to_thread(engine.tokenizer.encode, body.prompt, add_special=body.add_special_tokens)
-        else:
-            ids = await asyncio.to_thread(
-                prompt_ids,
-                server,
-                body.messages or [],
-                None,
-                None,
-                add_generation_prompt=body.add_generation_prompt,
-            )
-        return {"tokens": ids, "count": len(ids), "max_model_len": engine.context}
+        return await models.answer(models.meant(body.model), lambda one: _tokenized(one, body))
 
     @app.post("/detokenize")
     async def detokenize(body: DetokenizeBody) -> dict[str, str]:
-        server.check_model(body.model or settings.model_name)
-        unknown = next((i for i in body.tokens if i >= engine.tokenizer.vocab_size), None)
-        if unknown is not None:
-            raise ApiError(400, f"{unknown} is not a token id of this model", param="tokens")
-        return {"prompt": await asyncio.to_thread(engine.tokenizer.decode, body.tokens, skip_special=False)}
+        return await models.answer(models.meant(body.model), lambda one: _detokenized(one, body))
+
+
+async def _tokenized(one: Resident, body: TokenizeBody) -> dict[str, Any]:
+    if (body.prompt is None) == (body.messages is None):
+        raise ApiError(400, "give either prompt or messages")
+    engine = one.server.engine
+    if body.prompt is not None:
+        check_length(len(body.prompt), engine.context, "prompt")
+        ids = await asyncio.to_thread(engine.tokenizer.encode, body.prompt, add_special=body.add_special_tokens)
+    else:
+        ids = await asyncio.to_thread(
+            prompt_ids,
+            one.server,
+            body.messages or [],
+            None,
+            None,
+            add_generation_prompt=body.add_generation_prompt,
+        )
+    return {"tokens": ids, "count": len(ids), "max_model_len": engine.context}
+
+
+async def _detokenized(one: Resident, body: DetokenizeBody) -> dict[str, str]:
+    tokenizer = one.server.engine.tokenizer
+    unknown = next((i for i in body.tokens if i >= tokenizer.vocab_size), None)
+    if unknown is not None:
+        raise ApiError(400, f"{unknown} is not a token id of this model", param="tokens")
+    return {"prompt": await asyncio.to_thread(tokenizer.decode, body.tokens, skip_special=False)}

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import signal
 import socket
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
@@ -14,7 +14,8 @@ import uvicorn
 from fastapi import FastAPI
 
 from nybble.core.errors import ConfigError
-from nybble.serve.openai.job import Server
+from nybble.serve.admission import Admission
+from nybble.serve.models import Models
 from nybble.serve.settings import ServeSettings
 
 logger = logging.getLogger(__name__)
@@ -42,13 +43,15 @@ def bind(host: str, port: int) -> socket.socket:
     return listening
 
 
-def serve(app: FastAPI, listening: socket.socket, settings: ServeSettings, ready: Callable[[], None]) -> None:
+def serve(app: FastAPI, listening: Sequence[socket.socket], settings: ServeSettings, ready: Callable[[], None]) -> None:
     """Answer until SIGTERM or Ctrl-C. The first one lets what runs finish, the second one ends it."""
     asyncio.run(_serve(app, listening, settings, ready))
 
 
-async def _serve(app: FastAPI, listening: socket.socket, settings: ServeSettings, ready: Callable[[], None]) -> None:
-    server: Server = app.state.server
+async def _serve(
+    app: FastAPI, listening: Sequence[socket.socket], settings: ServeSettings, ready: Callable[[], None]
+) -> None:
+    models: Models = app.state.models
     config = uvicorn.Config(
         app,
         log_level="warning",
@@ -65,16 +68,16 @@ async def _serve(app: FastAPI, listening: socket.socket, settings: ServeSettings
         loop.call_soon_threadsafe((again if asked.is_set() else asked).set)
 
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
-    running = asyncio.create_task(http.serve(sockets=[listening]))
+    running = asyncio.create_task(http.serve(sockets=list(listening)))
     try:
         while not http.started and not running.done():
             await asyncio.sleep(0.01)
         ready()
         await asyncio.wait({running, asyncio.create_task(asked.wait())}, return_when=asyncio.FIRST_COMPLETED)
-        server.admission.is_open = False  # not ready from here on
-        await _drain(server, settings.drain_timeout, again)
+        models.admission.is_open = False  # not ready from here on
+        await _drain(models.admission, settings.drain_timeout, again)
     finally:
-        await server.engine.shutdown(drain_timeout=None)
+        await models.shutdown(None)
         http.should_exit = True
         if again.is_set():
             http.force_exit = True
@@ -83,13 +86,13 @@ async def _serve(app: FastAPI, listening: socket.socket, settings: ServeSettings
             signal.signal(number, handler)
 
 
-async def _drain(server: Server, timeout: float, again: asyncio.Event) -> None:
+async def _drain(admission: Admission, timeout: float, again: asyncio.Event) -> None:
     """Until everything has been answered, the time is over, or a second signal came."""
     deadline = asyncio.get_running_loop().time() + timeout
-    while server.admission.num_requests and not again.is_set():
+    while admission.num_requests and not again.is_set():
         left = deadline - asyncio.get_running_loop().time()
         if left <= 0:
-            logger.warning("%d requests are ended: the drain timeout is over", server.admission.num_requests)
+            logger.warning("%d requests are ended: the drain timeout is over", admission.num_requests)
             return
         await asyncio.sleep(min(0.05, left))
 

@@ -72,7 +72,6 @@ class Chat:
             ApiError, NybbleError: the request cannot be served.
         """
         server = self._server
-        server.check_model(body.model)
         plan = await asyncio.to_thread(self._plan, body)
         with ExitStack() as admitted:
             admitted.enter_context(server.admission.admit(server.cost(len(plan.prompt), plan.params)))
@@ -104,15 +103,17 @@ class Chat:
                 "max_completion_tokens is the newer name of max_tokens: give one of them",
                 param="max_completion_tokens",
             )
+        preset = self._server.preset
         limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
         params = sampling_params(
             body,
             self._server.settings,
-            max_tokens=limit,
+            max_tokens=limit if limit is not None else preset.max_tokens,
             logprobs=(body.top_logprobs or 0) if body.logprobs else None,
             response_format=body.response_format,
             forced=forced,
             skip_special_tokens=False if tools and tool_format.shows_special_tokens else None,
+            preset=preset.sampling,
         )
         prompt = prompt_ids(self._server, body.messages, specs, body.chat_template_kwargs)
         return _Plan(body, prompt, params, tool_format, frozenset(tool.name for tool in tools), parallel)

@@ -62,20 +62,23 @@ class Completions:
             ApiError, NybbleError: the request cannot be served.
         """
         server = self._server
-        server.check_model(body.model)
         if body.best_of is not None and body.best_of != (body.n or 1):
             raise ApiError(400, "best_of is not supported: ask for n samples and choose", param="best_of")
         if body.echo and body.stream:
             raise ApiError(400, "echo does not go with stream", param="echo")
         if body.max_tokens == 0 and not body.echo:
             raise ApiError(400, "max_tokens must be at least 1, or 0 with echo", param="max_tokens")
+        limit = body.max_tokens if body.max_tokens is None else max(body.max_tokens, 1)
+        if "max_tokens" not in body.model_fields_set and server.preset.max_tokens is not None:
+            limit = server.preset.max_tokens
         params = sampling_params(
             body,
             server.settings,
-            max_tokens=max(body.max_tokens, 1) if body.max_tokens is not None else None,
+            max_tokens=limit,
             logprobs=body.logprobs,
             prompt_logprobs=body.logprobs if body.echo else None,
             response_format=body.response_format,
+            preset=server.preset.sampling,
         )
         jobs = [
             _Job(ids, text, [_Choice() for _ in range(params.n)])

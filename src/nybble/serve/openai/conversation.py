@@ -25,7 +25,9 @@ def prompt_ids(
     *,
     add_generation_prompt: bool = True,
 ) -> list[int]:
-    """What the model reads. May take a while: call it off the event loop.
+    """What the model reads, with what its Modelfile puts before the messages.
+
+    May take a while: call it off the event loop.
 
     Raises:
         ApiError: the model has no chat template, or a message is not complete.
@@ -44,7 +46,7 @@ def prompt_ids(
     return render_to_ids(
         engine.chat_template,
         engine.tokenizer,
-        [as_template_message(message, place) for place, message in enumerate(messages)],
+        server.preset.conversation([as_template_message(message, place) for place, message in enumerate(messages)]),
         add_generation_prompt=add_generation_prompt,
         bos_token_id=engine.prompt_bos_token_id,
         **given,

@@ -28,7 +28,6 @@ class Embeddings:
             ApiError, NybbleError: the request cannot be served.
         """
         server = self._server
-        server.check_model(body.model)
         texts = await asyncio.to_thread(self._texts, body)
         num_tokens = sum(map(len, texts))
         with server.admission.admit(num_tokens):

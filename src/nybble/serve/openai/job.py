@@ -7,8 +7,8 @@ import json
 import secrets
 import time
 from collections.abc import AsyncGenerator, Awaitable, Coroutine, Iterable, Mapping, Sequence
-from contextlib import ExitStack, aclosing
-from dataclasses import dataclass
+from contextlib import AsyncExitStack, ExitStack, aclosing
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -21,7 +21,8 @@ from nybble.core.sampling import SamplingParams
 from nybble.engine.async_engine import AsyncEngine
 from nybble.serve.admission import Admission
 from nybble.serve.errors import ApiError, as_api_error, error_body
-from nybble.serve.metrics import Metrics
+from nybble.serve.metrics import ModelMetrics
+from nybble.serve.preset import Preset
 from nybble.serve.settings import ServeSettings
 
 T = TypeVar("T")
@@ -31,23 +32,14 @@ _DISCONNECT_POLL_SECONDS = 0.1
 
 @dataclass(slots=True)
 class Server:
-    """What the routes work with."""
+    """What the routes work with: one model, and what it shares with others."""
 
     engine: AsyncEngine
     settings: ServeSettings
     admission: Admission
-    metrics: Metrics
-    started: int
-
-    def check_model(self, name: str) -> None:
-        """Raises ApiError if another model is asked for."""
-        if name != self.settings.model_name:
-            raise ApiError(
-                404,
-                f"the model {name!r} does not exist; this server has {self.settings.model_name!r}",
-                param="model",
-                code="model_not_found",
-            )
+    metrics: ModelMetrics
+    started: int  # seconds since 1970
+    preset: Preset = field(default_factory=Preset)
 
     def cost(self, num_prompt_tokens: int, params: SamplingParams) -> int:
         """The most tokens that a request can take."""
@@ -160,6 +152,11 @@ class ChunkStream(StreamingResponse):
         super().__init__(content, media_type=media_type, headers=headers)
         self._chunks = chunks
         self._admitted = admitted
+        self._held = AsyncExitStack()
+
+    def hold(self, held: AsyncExitStack) -> None:
+        """Close this too when the answer has been sent."""
+        self._held.push_async_callback(held.aclose)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # Here and not in the generator, which never begins if the client has left already.
@@ -167,7 +164,10 @@ class ChunkStream(StreamingResponse):
             await super().__call__(scope, receive, send)
         finally:
             self._admitted.close()
-            await self._chunks.aclose()
+            try:
+                await self._chunks.aclose()
+            finally:
+                await self._held.aclose()
 
 
 async def _events(first: dict[str, Any], chunks: Chunks) -> AsyncGenerator[bytes, None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from nybble.core.errors import ConfigError
@@ -28,8 +29,9 @@ def sampling_params(
     response_format: ResponseFormat | None = None,
     forced: StructuredOutputsParams | None = None,
     skip_special_tokens: bool | None = None,
+    preset: Mapping[str, Any] | None = None,
 ) -> SamplingParams:
-    """The parameters of a body.
+    """The parameters of a body. preset: those of SamplingParams that count where it says nothing.
 
     Raises:
         ApiError: 400 that names the field which cannot be used.
@@ -41,7 +43,8 @@ def sampling_params(
         raise ApiError(400, f"a stop string has more than {settings.max_stop_chars} characters", param="stop")
     if (body.n or 1) > settings.max_n:
         raise ApiError(400, f"n must be at most {settings.max_n}", param="n")
-    values: dict[str, Any] = {name: getattr(body, name) for name in _SAME if getattr(body, name) is not None}
+    values: dict[str, Any] = dict(preset or {})
+    values |= {name: getattr(body, name) for name in _SAME if getattr(body, name) is not None}
     if body.seed is not None:
         values["seed"] = body.seed & MAX_SEED  # clients send negative ones
     if body.logit_bias:

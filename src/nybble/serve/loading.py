@@ -1,0 +1,86 @@
+"""How models of the store are loaded when somebody asks for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from nybble.core.errors import ConfigError
+from nybble.engine.async_engine import AsyncEngine
+from nybble.engine.needs import memory_needs
+from nybble.engine.options import EngineOptions, parse_bytes
+from nybble.serve.preset import use_template
+from nybble.store import StoredModel
+
+# Full contexts that the cache of a model holds if nobody says how large it may be: others want memory too.
+_CACHED_CONTEXTS = 2
+
+# The weights of the draft model that a way of speculation names, for the model at a path, while it is loaded.
+Drafts = Callable[[str, Path], AbstractContextManager[Path | None]]
+
+
+def _no_drafts(mode: str, target: Path) -> AbstractContextManager[Path | None]:
+    return nullcontext(None)
+
+
+@dataclass(frozen=True, slots=True)
+class Loader:
+    """Options that all models share; a Modelfile's num_ctx, num_thread and speculate count where they say nothing.
+
+    speculation: from a Modelfile's parameters to the way of guessing.
+    """
+
+    options: EngineOptions = field(default_factory=EngineOptions)
+    speculation: Callable[[StoredModel], str] = lambda stored: "auto"
+    drafts: Drafts = _no_drafts
+
+    def size(self, stored: StoredModel) -> int:
+        """Bytes that the model will take, weights and cache.
+
+        Raises:
+            NybbleError: it cannot be loaded.
+        """
+        weights, cache = self._sizes(stored)
+        return weights + cache
+
+    def load(self, stored: StoredModel) -> AsyncEngine:
+        """The model, ready for requests. Takes a while: call it in a thread.
+
+        Raises:
+            NybbleError: it cannot be loaded.
+        """
+        if stored.adapters:
+            raise ConfigError(
+                f"{stored.name} has an adapter, which cannot be applied yet: ask for the model that it was made from, "
+                f"{stored.parent or stored.path.name}"
+            )
+        mode = self.speculation(stored)
+        with self.drafts(mode, stored.path) as draft:
+            options = replace(
+                self.options,
+                max_model_len=self._context(stored),
+                kv_cache_memory=self._sizes(stored)[1],
+                threads=self.options.threads or _number(stored, "num_thread"),
+                speculate=mode,
+                draft=draft,
+            )
+            engine = AsyncEngine.from_model(stored.path, options=options, model_name=str(stored.name))
+        use_template(engine, stored)
+        return engine
+
+    def _sizes(self, stored: StoredModel) -> tuple[int, int]:
+        needs = memory_needs(stored.path, context=self._context(stored), kv_cache_type=self.options.kv_cache_type)
+        if self.options.kv_cache_memory is not None:
+            return needs.weights, parse_bytes(self.options.kv_cache_memory)
+        return needs.weights, needs.cache * min(self.options.max_num_seqs, _CACHED_CONTEXTS)
+
+    def _context(self, stored: StoredModel) -> int | None:
+        return self.options.max_model_len or _number(stored, "num_ctx")
+
+
+def _number(stored: StoredModel, parameter: str) -> int | None:
+    """A whole-number parameter, None where it is not set or 0."""
+    value = stored.parameters.get(parameter)
+    return value if isinstance(value, int) and value > 0 else None
