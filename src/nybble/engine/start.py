@@ -9,6 +9,7 @@ from nybble.engine.core import EngineCore
 from nybble.engine.grammar import GrammarCompiler
 from nybble.engine.load import LoadedModel, load_model
 from nybble.engine.options import EngineOptions, cache_blocks
+from nybble.engine.prefix_file import open_prefix_cache
 from nybble.engine.prepare import Compiler
 from nybble.engine.request import Matcher
 from nybble.engine.roofline import model_cost
@@ -35,6 +36,7 @@ def engine_for(loaded: LoadedModel, options: EngineOptions) -> EngineCore:
         ConfigError: there is no memory for the cache.
     """
     blocks = cache_blocks(options, context=loaded.context, bytes_per_block=loaded.model.cache_bytes_per_block)
+    kept_in = open_prefix_cache(loaded, options.prefix_cache_file, options.prefix_cache_size)
     return EngineCore(
         loaded.model,
         loaded.tokenizer,
@@ -49,6 +51,7 @@ def engine_for(loaded: LoadedModel, options: EngineOptions) -> EngineCore:
         compile_grammar=_compiler(loaded),
         cost=model_cost(loaded.checkpoint),
         speculate=options.speculate,
+        kept_in=kept_in,
     )
 
 
