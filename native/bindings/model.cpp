@@ -92,6 +92,42 @@ void copy_blocks(Model& model, BoundCache& cache, const AnyArray& pairs) {
     model.copy_blocks(cache.cache, copies);
 }
 
+// The bytes of blocks, [ids, cache_bytes_per_block].
+nb::object read_blocks(const Model& model, const BoundCache& cache, const AnyArray& ids) {
+    require(cache.model == &model, "the cache was made for another model");
+    const auto blocks = flat<std::int32_t>(ids, "ids");
+    check_ids(blocks, cache.cache.num_blocks(), "ids");
+    const std::size_t bytes = KvCache::bytes_per_block(model.config(), model.kv_type());
+    ByteArray out(blocks.size(), bytes);
+    {
+        const nb::gil_scoped_release free_gil;
+        for (std::size_t i = 0; i < blocks.size(); ++i) cache.cache.read_block(blocks[i], out.data + i * bytes);
+    }
+    return nb::cast(out.release());
+}
+
+void write_blocks(const Model& model, BoundCache& cache, const AnyArray& ids, const AnyArray& data) {
+    require(cache.model == &model, "the cache was made for another model");
+    const auto blocks = flat<std::int32_t>(ids, "ids");
+    check_ids(blocks, cache.cache.num_blocks(), "ids");
+    const auto source = flat<std::uint8_t>(data, "data", 2);
+    const std::size_t bytes = KvCache::bytes_per_block(model.config(), model.kv_type());
+    require(data.shape(0) == blocks.size() && data.shape(1) == bytes,
+            "data must have " + std::to_string(bytes) + " bytes for each of the ids");
+    const nb::gil_scoped_release free_gil;
+    for (std::size_t i = 0; i < blocks.size(); ++i) cache.cache.write_block(blocks[i], source.data() + i * bytes);
+}
+
+nb::bytes weights_fingerprint(Model& model) {
+    require(model.finished(), "the model is not complete: call finish() after the last tensor");
+    Digest digest{};
+    {
+        const nb::gil_scoped_release free_gil;
+        digest = model.weights_fingerprint();
+    }
+    return nb::bytes(reinterpret_cast<const char*>(digest.data()), sizeof digest);
+}
+
 void bind_layer(nb::module_& m) {
     nb::class_<LayerConfig>(m, "LayerConfig", "The numbers of one decoder layer.")
         .def(
@@ -140,6 +176,9 @@ void bind_model(nb::module_& m) {
              nb::arg("context_lens"), nb::arg("block_tables"), nb::arg("logit_rows"),
              nb::arg("hidden_rows") = nb::none())
         .def("copy_blocks", &copy_blocks, nb::arg("cache"), nb::arg("pairs"))
+        .def("read_blocks", &read_blocks, nb::arg("cache"), nb::arg("ids"))
+        .def("write_blocks", &write_blocks, nb::arg("cache"), nb::arg("ids"), nb::arg("data"))
+        .def("weights_fingerprint", &weights_fingerprint)
         .def_prop_ro("isa", [](const Model& model) { return std::string(name(model.isa())); })
         .def_prop_ro("threads", &Model::threads)
         .def_prop_ro("weight_bytes", &Model::weight_bytes)

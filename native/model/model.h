@@ -36,6 +36,8 @@ public:
     // The same from final-normed hidden states. Only a few rows of logits exist at a time.
     std::vector<Sampled> score_hidden(const float* hidden, std::span<const std::int32_t> targets, int top);
     void copy_blocks(KvCache& cache, std::span<const BlockCopy> pairs);
+    // Of what the weights are, and of how they are packed for this machine.
+    Digest weights_fingerprint();
 
     const ModelConfig& config() const { return config_; }
     bool finished() const { return executor_ != nullptr; }

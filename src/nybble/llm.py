@@ -22,6 +22,7 @@ from nybble.engine.beam_search import BeamSearchOutput, BeamSearchParams, search
 from nybble.engine.core import EngineStats
 from nybble.engine.embedding import unit_vector
 from nybble.engine.options import EngineOptions, KvCacheType
+from nybble.engine.prefix_file import default_place
 from nybble.engine.request import Pooling, Request
 from nybble.engine.speculation.mode import parse_mode
 from nybble.engine.start import start_engine
@@ -43,8 +44,9 @@ class LLM:
     tokens (the model's own limit, at most 8192). kv_cache_memory: bytes of the cache, or "4GiB"; by default half of the
     free memory. kv_cache_type: "int8" holds twice as many tokens in it as "f16". quantization: a type of `nybble
     quantize` or a config of `nybble.quantize`, to quantise the model while it is loaded. speculate: "auto", "ngram",
-    "off", or "draft=MODEL" with a smaller model or "self:q2_k", see docs/speculation.md. threads: of the computation.
-    seed: of requests that have none.
+    "off", or "draft=MODEL" with a smaller model or "self:q2_k", see docs/speculation.md. prefix_cache_file: True or a
+    path keeps the prefix cache for the next LLM of this model, in at most prefix_cache_size; see docs/prefix-cache.md.
+    threads: of the computation. seed: of requests that have none.
 
     Raises:
         ModelNotFoundError, StoreError: there is no such model, or it could not be fetched.
@@ -63,6 +65,8 @@ class LLM:
         kv_cache_type: KvCacheType = "f16",
         enable_prefix_caching: bool = True,
         speculate: str = "auto",
+        prefix_cache_file: bool | str | Path = False,
+        prefix_cache_size: int | str = "1GiB",
         seed: int | None = None,
         threads: int | None = None,
         tensor_parallel_size: int = 1,
@@ -89,8 +93,12 @@ class LLM:
             enable_prefix_caching=enable_prefix_caching,
             threads=threads,
             seed=seed,
+            prefix_cache_file=prefix_cache_file,
+            prefix_cache_size=prefix_cache_size,
         )
         path = resolve(model, announce=logger.info)
+        if prefix_cache_file is True:
+            sizes = replace(sizes, prefix_cache_file=default_place(path))  # not beside what `quantised` makes
         with ExitStack() as stack:
             source = stack.enter_context(quantised(path, quantization, threads=threads))
             draft = None

@@ -162,6 +162,7 @@ class AsyncEngine:
             self._stopping = True
             self._wake.notify()
         await asyncio.to_thread(self._thread.join)
+        await asyncio.to_thread(self._core.close)
 
     # ---- between the event loop and the engine's thread ----
 

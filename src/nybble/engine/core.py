@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import logging
 import time
+import weakref
 from dataclasses import dataclass
 
 from nybble.backends.cpu import BadLogitsError, Sampled
-from nybble.cache.block_pool import BlockPool
+from nybble.cache.block_file import BlockFile
+from nybble.cache.block_pool import BLOCK_SIZE, BlockPool
 from nybble.core.errors import ConfigError, NybbleError
 from nybble.core.outputs import FinishReason, RequestOutput
 from nybble.core.sampling import SamplingParams
 from nybble.engine.draw import Drawer
 from nybble.engine.hidden import HiddenUser
+from nybble.engine.kept_prefixes import KeptPrefixes
 from nybble.engine.meter import StepMeter, Work
 from nybble.engine.model import EngineModel, EngineTokenizer, Floats
 from nybble.engine.prepare import Compiler, Limits, RequestMaker
@@ -38,12 +41,13 @@ class EngineStats:
     kv_usage: float  # share of the blocks that running sequences use
     kv_waste: float  # share of their memory that holds no token
     prefix_queries: int  # prompt tokens
-    prefix_hits: int
+    prefix_hits: int  # of them
     num_preemptions: int
     prompt_tokens: int
     generation_tokens: int
     work: Work
     speculation: SpeculationStats
+    prefix_restored: int = 0  # tokens of prompts that came back from the prefix cache's file
 
 
 class EngineCore:
@@ -73,6 +77,7 @@ class EngineCore:
         cost: ModelCost | None = None,
         speculate: str = "off",
         draft: DraftWeights | None = None,
+        kept_in: BlockFile | None = None,
     ) -> None:
         if context < 1:
             raise ConfigError(f"the context must hold at least one token, not {context}")
@@ -88,12 +93,17 @@ class EngineCore:
             seed=seed,
         )
         self.pool = BlockPool(num_blocks)
+        model.new_cache(num_blocks)
+        self._kept = None if kept_in is None else KeptPrefixes(kept_in, model.cache_blocks(), self.pool)
+        if self._kept is not None:
+            self._close_file = weakref.finalize(self, self._kept.close)  # at the latest when the process ends
         self._scheduler = Scheduler(
             self.pool,
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
             max_blocks_per_seq=blocks_for(context),
             enable_prefix_caching=enable_prefix_caching,
+            kept=self._kept,
         )
         self._hidden = HiddenUser(model, self._token_text, self._fail)
         self._meter = StepMeter(cost)
@@ -105,7 +115,6 @@ class EngineCore:
         self._arrivals = 0
         self._prompt_tokens = 0
         self._generation_tokens = 0
-        model.new_cache(num_blocks)
         if drafter is not None:
             drafter.measure()
 
@@ -178,7 +187,13 @@ class EngineCore:
             generation_tokens=self._generation_tokens,
             work=self._meter.work,
             speculation=self._speculator.stats,
+            prefix_restored=scheduler.restored_blocks * BLOCK_SIZE,
         )
+
+    def close(self) -> None:
+        """Write what the prefix cache's file lacks, if there is one, and let go of it. No step may run meanwhile."""
+        if self._kept is not None:
+            self._close_file()
 
     def check_integrity(self) -> None:
         """Every block is accounted for, and with nothing under way all of them are free.
@@ -194,6 +209,14 @@ class EngineCore:
 
     def step(self) -> list[RequestOutput]:
         """Run the model once and tell what is new. An error inside of a request ends that request only."""
+        if self._kept is None:
+            return self._step()
+        with self._kept.turn:
+            outputs = self._step()
+        self._kept.rest()
+        return outputs
+
+    def _step(self) -> list[RequestOutput]:
         changed, self._ended = self._ended, []
         scheduled = self._scheduler.schedule()
         if scheduled:

@@ -10,6 +10,7 @@ from pathlib import Path
 from threading import Event, Thread
 
 from nybble.backends.cpu import CpuModel, KvType
+from nybble.cache.block_file import BlockFile
 from nybble.checkpoint import Checkpoint, Tensor, open_checkpoint
 from nybble.core.errors import ConfigError
 from nybble.engine.core import EngineCore
@@ -45,8 +46,11 @@ class LoadedModel:
         max_num_seqs: int = 64,
         enable_prefix_caching: bool = True,
         speculate: str = "off",
+        kept_in: BlockFile | None = None,
     ) -> Generator:
         """An engine of its own over this model; a cache of `num_blocks` blocks, or what the context needs.
+
+        kept_in: what `open_prefix_cache` gave. The engine closes it.
 
         Raises:
             ConfigError: there is no memory for the cache.
@@ -63,6 +67,7 @@ class LoadedModel:
                 enable_prefix_caching=enable_prefix_caching,
                 speculate=speculate,
                 draft=self.draft,
+                kept_in=kept_in,
             )
         )
 

@@ -9,6 +9,7 @@ from nybble.engine.core import EngineCore
 from nybble.engine.grammar import GrammarCompiler
 from nybble.engine.load import LoadedModel, load_model
 from nybble.engine.options import EngineOptions, cache_blocks
+from nybble.engine.prefix_file import open_prefix_cache
 from nybble.engine.prepare import Compiler
 from nybble.engine.request import Matcher
 from nybble.engine.roofline import model_cost
@@ -41,6 +42,7 @@ def engine_for(loaded: LoadedModel, options: EngineOptions) -> EngineCore:
     if loaded.draft is not None:  # its cache has as many blocks
         bytes_per_block += loaded.draft.cache_bytes_per_block
     blocks = cache_blocks(options, context=loaded.context, bytes_per_block=bytes_per_block)
+    kept_in = open_prefix_cache(loaded, options.prefix_cache_file, options.prefix_cache_size)
     return EngineCore(
         loaded.model,
         loaded.tokenizer,
@@ -56,6 +58,7 @@ def engine_for(loaded: LoadedModel, options: EngineOptions) -> EngineCore:
         cost=model_cost(loaded.checkpoint),
         speculate=options.speculate,
         draft=loaded.draft,
+        kept_in=kept_in,
     )
 
 
