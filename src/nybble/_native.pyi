@@ -99,6 +99,8 @@ class Model:
         block_tables: npt.NDArray[np.int32],
         logit_rows: npt.NDArray[np.int32],
         hidden_rows: None = None,
+        adapters: Sequence[Adapter] = (),
+        adapter_of: npt.NDArray[np.int32] | None = None,
     ) -> npt.NDArray[np.float32]: ...
     @overload
     def execute(
@@ -110,6 +112,8 @@ class Model:
         block_tables: npt.NDArray[np.int32],
         logit_rows: npt.NDArray[np.int32],
         hidden_rows: npt.NDArray[np.int32],
+        adapters: Sequence[Adapter] = (),
+        adapter_of: npt.NDArray[np.int32] | None = None,
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]: ...
     def copy_blocks(self, cache: KvCache, pairs: npt.NDArray[np.int32]) -> None: ...
     def sample(
@@ -135,9 +139,21 @@ class Model:
     @property
     def isa(self) -> str: ...
     @property
+    def act(self) -> str: ...
+    @property
     def threads(self) -> int: ...
     @property
     def weight_bytes(self) -> int: ...
+
+# Name, rank, a[rank][in], b[out][rank] and what the product is multiplied by; both matrices in the adapter's format.
+_Factors: TypeAlias = tuple[str, int, Buffer | npt.NDArray[Any], Buffer | npt.NDArray[Any], float]
+
+class Adapter:
+    def __init__(self, model: Model, format: str) -> None: ...
+    def set_layer(self, layer: int, factors: Sequence[_Factors]) -> None: ...
+    def finish(self) -> None: ...
+    @property
+    def nbytes(self) -> int: ...
 
 class KvCache:
     def __init__(self, model: Model, num_blocks: int) -> None: ...

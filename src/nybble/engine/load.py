@@ -12,6 +12,7 @@ from threading import Event, Thread
 from nybble.backends.cpu import CpuModel, KvType
 from nybble.checkpoint import Checkpoint, Tensor, open_checkpoint
 from nybble.core.errors import ConfigError
+from nybble.engine.adapters import AdapterShelf
 from nybble.engine.core import EngineCore
 from nybble.engine.generate import Generator
 from nybble.engine.scheduler import blocks_for
@@ -31,6 +32,8 @@ class LoadedModel:
     model: CpuModel
     tokenizer: Tokenizer
     context: int
+    adapters: AdapterShelf
+    adapter: str | None = None  # of the adapters, the one that generators use
 
     @property
     def eos_token_ids(self) -> frozenset[int]:
@@ -50,19 +53,19 @@ class LoadedModel:
         Raises:
             ConfigError: there is no memory for the cache.
         """
-        return Generator(
-            EngineCore(
-                self.model,
-                self.tokenizer,
-                context=self.context,
-                vocab_size=self.checkpoint.spec.vocab_size,
-                num_blocks=blocks_for(self.context) if num_blocks is None else num_blocks,
-                eos_token_ids=self.eos_token_ids,
-                max_num_seqs=max_num_seqs,
-                enable_prefix_caching=enable_prefix_caching,
-                speculate=speculate,
-            )
+        core = EngineCore(
+            self.model,
+            self.tokenizer,
+            context=self.context,
+            vocab_size=self.checkpoint.spec.vocab_size,
+            num_blocks=blocks_for(self.context) if num_blocks is None else num_blocks,
+            eos_token_ids=self.eos_token_ids,
+            max_num_seqs=max_num_seqs,
+            enable_prefix_caching=enable_prefix_caching,
+            speculate=speculate,
+            adapters=self.adapters,
         )
+        return Generator(core, adapter=self.adapter)
 
 
 def choose_context(asked: int | None, longest: int) -> int:
@@ -79,9 +82,14 @@ def choose_context(asked: int | None, longest: int) -> int:
 
 
 def load_model(
-    path: Path, *, threads: int | None = None, context: int | None = None, kv_cache_type: KvType = "f16"
+    path: Path,
+    *,
+    threads: int | None = None,
+    context: int | None = None,
+    kv_cache_type: KvType = "f16",
+    adapter: Path | None = None,
 ) -> LoadedModel:
-    """Open a checkpoint and prepare it.
+    """Open a checkpoint and prepare it, and an adapter for its generators if one is given.
 
     The weights are packed by native code that leaves the interpreter free, so the tokenizer is built meanwhile.
 
@@ -100,7 +108,10 @@ def load_model(
         )
         tokenizer = load_tokenizer(checkpoint.tokenizer)
         check_vocab(tokenizer, checkpoint.spec.vocab_size)
-        return LoadedModel(checkpoint, weights.result(), tokenizer, chosen)
+        model = weights.result()
+    adapters = AdapterShelf(load=model.load_adapter, spec=checkpoint.spec)
+    chosen_adapter = None if adapter is None else adapters.load(adapter)
+    return LoadedModel(checkpoint, model, tokenizer, chosen, adapters, chosen_adapter)
 
 
 class _UntilStopped(Mapping[str, Tensor]):

@@ -39,10 +39,14 @@ class EngineOptions:
     threads: int | None = None
     speculate: Speculate = "auto"  # whether guessed tokens are computed along: off, ngram (always), auto (if it pays)
     seed: int | None = None  # of requests that have none; None: a fresh one for each
+    adapters: tuple[str | Path, ...] = ()  # LoRAs to load at the start
+    max_lora_rank: int | None = None  # of any adapter; None: no limit but the format's
 
     def __post_init__(self) -> None:
         parse_mode(self.speculate)
         parse_kv_type(self.kv_cache_type)
+        if self.max_lora_rank is not None and self.max_lora_rank < 1:
+            raise ConfigError(f"max_lora_rank must be at least 1, not {self.max_lora_rank}")
         if self.max_num_seqs < 1:
             raise ConfigError(f"max_num_seqs must be at least 1, not {self.max_num_seqs}")
         if self.max_num_batched_tokens < self.max_num_seqs:

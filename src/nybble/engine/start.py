@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from nybble.core.sampling import StructuredOutputsParams
+from nybble.engine.adapters import AdapterShelf
 from nybble.engine.core import EngineCore
 from nybble.engine.grammar import GrammarCompiler
 from nybble.engine.load import LoadedModel, load_model
@@ -18,7 +19,8 @@ def start_engine(path: Path, options: EngineOptions) -> tuple[LoadedModel, Engin
     """Load a model and make its engine.
 
     Raises:
-        CheckpointError: the file is missing, damaged or not supported.
+        ModelNotFoundError: an adapter is not there.
+        CheckpointError: a file is missing, damaged or not supported.
         TokenizerError: its tokenizer is, or does not belong to it.
         ConfigError: an option cannot be used, or there is no memory for the cache.
     """
@@ -29,11 +31,15 @@ def start_engine(path: Path, options: EngineOptions) -> tuple[LoadedModel, Engin
 
 
 def engine_for(loaded: LoadedModel, options: EngineOptions) -> EngineCore:
-    """The engine of a model that is loaded already.
+    """The engine of a model that is loaded already, with the adapters that the options name.
 
     Raises:
-        ConfigError: there is no memory for the cache.
+        ModelNotFoundError, CheckpointError: an adapter is not there, damaged, or made for another model.
+        ConfigError: there is no memory for the cache, or for an adapter.
     """
+    adapters = AdapterShelf(load=loaded.model.load_adapter, spec=loaded.checkpoint.spec, max_rank=options.max_lora_rank)
+    for path in options.adapters:
+        adapters.load(path)
     blocks = cache_blocks(options, context=loaded.context, bytes_per_block=loaded.model.cache_bytes_per_block)
     return EngineCore(
         loaded.model,
@@ -49,6 +55,7 @@ def engine_for(loaded: LoadedModel, options: EngineOptions) -> EngineCore:
         compile_grammar=_compiler(loaded),
         cost=model_cost(loaded.checkpoint),
         speculate=options.speculate,
+        adapters=adapters,
     )
 
 
