@@ -24,8 +24,7 @@ class LoraCache:
         self._core = core
         self._max_loras = max_loras
         self._loaded: OrderedDict[str, str] = OrderedDict()  # path -> id, the least recently used first
-        self._names: dict[str, LoRARequest] = {}
-        self._numbers: dict[int, LoRARequest] = {}
+        self._known: dict[str | int, LoRARequest] = {}  # by name, and by number
 
     def ids(self, requests: Sequence[LoRARequest | None]) -> list[str | None]:
         """The id of each adapter, all of them loaded.
@@ -42,6 +41,7 @@ class LoraCache:
             if path not in self._loaded:
                 self._loaded[path] = self._core.load_adapter(path)
             self._loaded.move_to_end(path)
+            self._known[request.lora_name] = self._known[request.lora_int_id] = request
         while self._max_loras is not None and len(self._loaded) > self._max_loras:
             _, old = self._loaded.popitem(last=False)
             if old not in self._loaded.values():  # the same adapter under another path
@@ -49,10 +49,8 @@ class LoraCache:
         return [None if request is None else self._loaded[str(Path(request.lora_path))] for request in requests]
 
     def _check_name(self, request: LoRARequest) -> None:
-        for known in (
-            self._names.setdefault(request.lora_name, request),
-            self._numbers.setdefault(request.lora_int_id, request),
-        ):
+        for key in (request.lora_name, request.lora_int_id):
+            known = self._known.get(key, request)
             if Path(known.lora_path) != Path(request.lora_path):
                 raise ConfigError(
                     f"the adapters {known.lora_path} and {request.lora_path} are both called {request.lora_name!r} or "
