@@ -41,6 +41,7 @@ public:
 
     const ModelConfig& config() const { return config_; }
     bool finished() const { return executor_ != nullptr; }
+    bool act_f32() const { return act_f32_; }
     KvType kv_type() const { return kv_type_; }
     Isa isa() const { return kernels_.isa; }
     int threads() const { return pool_.size(); }

@@ -16,11 +16,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from nybble.compress.api import Config
 from nybble.compress.on_load import quantised
 from nybble.core.errors import ConfigError, PromptError, TokenizerError
+from nybble.core.lora import LoRARequest
 from nybble.core.outputs import EmbeddingOutput, EmbeddingRequestOutput, RequestOutput
 from nybble.core.sampling import RequestOutputKind, SamplingParams
 from nybble.engine.beam_search import BeamSearchOutput, BeamSearchParams, search
 from nybble.engine.core import EngineStats
 from nybble.engine.embedding import unit_vector
+from nybble.engine.lora_cache import LoraCache
 from nybble.engine.options import EngineOptions, KvCacheType
 from nybble.engine.prefix_file import default_place
 from nybble.engine.request import Pooling, Request
@@ -33,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
 Message = Mapping[str, Any]
+LoRAs = LoRARequest | Sequence[LoRARequest | None] | None
 
 _PROMPT_KEYS = {"prompt", "prompt_token_ids", "cache_salt"}
 
@@ -46,7 +49,8 @@ class LLM:
     quantize` or a config of `nybble.quantize`, to quantise the model while it is loaded. speculate: "auto", "ngram",
     "off", or "draft=MODEL" with a smaller model or "self:q2_k", see docs/speculation.md. prefix_cache_file: True or a
     path keeps the prefix cache for the next LLM of this model, in at most prefix_cache_size; see docs/prefix-cache.md.
-    threads: of the computation. seed: of requests that have none.
+    threads: of the computation. seed: of requests that have none. enable_lora: whether `lora_request` is taken.
+    max_loras: how many adapters stay in memory, the least recently used leaves first. max_lora_rank: what one may have.
 
     Raises:
         ModelNotFoundError, StoreError: there is no such model, or it could not be fetched.
@@ -73,6 +77,9 @@ class LLM:
         gpu_memory_utilization: float | None = None,
         dtype: str = "auto",
         quantization: Config | str | None = None,
+        enable_lora: bool = True,
+        max_loras: int | None = None,
+        max_lora_rank: int | None = None,
         **others: Any,
     ) -> None:
         if others:
@@ -95,6 +102,7 @@ class LLM:
             seed=seed,
             prefix_cache_file=prefix_cache_file,
             prefix_cache_size=prefix_cache_size,
+            max_lora_rank=max_lora_rank,
         )
         path = resolve(model, announce=logger.info)
         if prefix_cache_file is True:
@@ -108,6 +116,7 @@ class LLM:
             options = replace(sizes, speculate=speculate, draft=draft)
             self._loaded, self._core = start_engine(source, options)
         self._ids = itertools.count()
+        self._loras = LoraCache(self._core, max_loras=max_loras) if enable_lora else None
 
     def get_tokenizer(self) -> Tokenizer:
         """The model's tokenizer."""
@@ -127,25 +136,29 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         use_tqdm: bool = True,
         *,
+        lora_request: LoRAs = None,
         priority: Sequence[int] | None = None,
     ) -> list[RequestOutput]:
         """The answers to all prompts, in their order.
 
         prompts: one or several, each a text, its token ids, or a dictionary with `prompt` or `prompt_token_ids` (and
         `cache_salt`). sampling_params: for all, or one for each. use_tqdm: a progress bar for several prompts.
-        priority: one for each prompt; lower ones go first.
+        lora_request: an adapter for all, or one (or None) for each. priority: one for each prompt; lower ones go first.
 
         Raises:
             PromptError: a prompt is empty or too long. Nothing has run then.
             ConfigError: the parameters do not fit.
+            ModelNotFoundError, CheckpointError: an adapter is not there, damaged, or made for another model.
         """
         many = _as_list(prompts)
         params = _for_each(sampling_params or self.get_default_sampling_params(), len(many), "sampling parameters")
         priorities = [0] * len(many) if priority is None else list(priority)
         if len(priorities) != len(many):
             raise ConfigError(f"{len(many)} prompts came with {len(priorities)} priorities")
+        adapters = self._adapters(lora_request, len(many))
         requests = [
-            self._request(prompt, row, number) for prompt, row, number in zip(many, params, priorities, strict=True)
+            self._request(prompt, row, number, adapter=adapter)
+            for prompt, row, number, adapter in zip(many, params, priorities, adapters, strict=True)
         ]
         return self._run(requests, use_tqdm)
 
@@ -159,6 +172,7 @@ class LLM:
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        lora_request: LoRAs = None,
     ) -> list[RequestOutput]:
         """The answers to one conversation, or to several: lists of messages with `role` and `content`.
 
@@ -184,17 +198,21 @@ class LLM:
             )
             for conversation in conversations
         ]
-        return self.generate(prompts, sampling_params, use_tqdm)
+        return self.generate(prompts, sampling_params, use_tqdm, lora_request=lora_request)
 
-    def beam_search(self, prompts: Prompt | Sequence[Prompt], params: BeamSearchParams) -> list[BeamSearchOutput]:
+    def beam_search(
+        self, prompts: Prompt | Sequence[Prompt], params: BeamSearchParams, *, lora_request: LoRARequest | None = None
+    ) -> list[BeamSearchOutput]:
         """For each prompt the likeliest continuations that a search of this width finds, best first.
 
         Raises:
             PromptError, ConfigError: as `generate` does.
         """
 
+        [adapter] = self._adapters(lora_request, 1)
+
         def step(sequences: list[list[int]], row: SamplingParams) -> list[RequestOutput]:
-            return self._run([self._request(tokens, row, 0) for tokens in sequences], False)
+            return self._run([self._request(tokens, row, 0, adapter=adapter) for tokens in sequences], False)
 
         starts = [self._token_ids(prompt)[0] for prompt in _as_list(prompts)]
         tokenizer = self._loaded.tokenizer
@@ -211,14 +229,24 @@ class LLM:
         ]
 
     def embed(
-        self, prompts: Prompt | Sequence[Prompt], use_tqdm: bool = True, *, pooling: Pooling = "mean"
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        use_tqdm: bool = True,
+        *,
+        pooling: Pooling = "mean",
+        lora_request: LoRAs = None,
     ) -> list[EmbeddingRequestOutput]:
         """A vector of length 1 for each text: the mean of the last hidden states, or the last token's.
 
         Raises:
             PromptError: a text is empty or too long.
         """
-        requests = [self._request(prompt, SamplingParams(), 0, pooling) for prompt in _as_list(prompts)]
+        many = _as_list(prompts)
+        adapters = self._adapters(lora_request, len(many))
+        requests = [
+            self._request(prompt, SamplingParams(), 0, adapter=adapter, pooling=pooling)
+            for prompt, adapter in zip(many, adapters, strict=True)
+        ]
         outputs = self._run(requests, use_tqdm)
         return [
             EmbeddingRequestOutput(
@@ -231,8 +259,27 @@ class LLM:
 
     # ---- inside ----
 
+    def _adapters(self, lora_request: LoRAs, count: int) -> list[str | None]:
+        """The id of each prompt's adapter, all of them loaded."""
+        given = (
+            [lora_request] * count if lora_request is None or isinstance(lora_request, LoRARequest) else lora_request
+        )
+        if len(given) != count:
+            raise ConfigError(f"{count} prompts came with {len(given)} adapters")
+        if not any(given):
+            return [None] * count
+        if self._loras is None:
+            raise ConfigError("lora_request was given, but this LLM was made with enable_lora=False")
+        return self._loras.ids(given)
+
     def _request(
-        self, prompt: Prompt, params: SamplingParams, priority: int, pooling: Pooling | None = None
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        priority: int,
+        *,
+        adapter: str | None = None,
+        pooling: Pooling | None = None,
     ) -> Request:
         token_ids, text, salt = self._token_ids(prompt)
         return self._core.make_request(
@@ -242,6 +289,7 @@ class LLM:
             prompt=text,
             priority=priority,
             cache_salt=salt,
+            adapter=adapter,
             pooling=pooling,
         )
 

@@ -131,7 +131,7 @@ class BlockFile:
                 self._moved.discard(oldest)
         try:
             self._write_record(slot, _EMPTY, _EMPTY, 0)
-            _write_all(self._fd, memoryview(data).cast("B"), self._data + slot * self.block_bytes)
+            _write_all(self._fd, data.data.cast("B"), self._data + slot * self.block_bytes)
             self._clock += 1
             self._write_record(slot, content, self._digest(content, data), self._clock)
         except OSError:
@@ -190,7 +190,7 @@ class BlockFile:
     def _read_slot(self, slot: int, content: bytes, out: Bytes) -> bool:
         try:
             record = os.pread(self._fd, _RECORD.size, _record_at(slot))
-            size = os.preadv(self._fd, [memoryview(out)], self._data + slot * self.block_bytes)
+            size = os.preadv(self._fd, [out.data], self._data + slot * self.block_bytes)
         except OSError as error:
             logger.warning("%s cannot be read, what it holds is computed again: %s", self.path, error)
             record, size = b"", 0
@@ -222,7 +222,7 @@ class BlockFile:
         _write_all(self._fd, _RECORD.pack(content, digest, used), _record_at(slot))
 
     def _digest(self, content: bytes, data: Bytes) -> bytes:
-        return hashlib.blake2b(data, digest_size=16, key=self._identity, salt=content).digest()
+        return hashlib.blake2b(data.data, digest_size=16, key=self._identity, salt=content).digest()
 
 
 def _header(identity: bytes, block_bytes: int, slots: int) -> bytes:

@@ -6,6 +6,7 @@ import logging
 import time
 import weakref
 from dataclasses import dataclass
+from pathlib import Path
 
 from nybble.backends.cpu import BadLogitsError, Sampled
 from nybble.cache.block_file import BlockFile
@@ -13,6 +14,7 @@ from nybble.cache.block_pool import BLOCK_SIZE, BlockPool
 from nybble.core.errors import ConfigError, NybbleError
 from nybble.core.outputs import FinishReason, RequestOutput
 from nybble.core.sampling import SamplingParams
+from nybble.engine.adapters import AdapterShelf, together
 from nybble.engine.draw import Drawer
 from nybble.engine.hidden import HiddenUser
 from nybble.engine.kept_prefixes import KeptPrefixes
@@ -78,6 +80,7 @@ class EngineCore:
         speculate: str = "off",
         draft: DraftWeights | None = None,
         kept_in: BlockFile | None = None,
+        adapters: AdapterShelf | None = None,
     ) -> None:
         if context < 1:
             raise ConfigError(f"the context must hold at least one token, not {context}")
@@ -110,6 +113,7 @@ class EngineCore:
         self._drawer = Drawer(model, self._fail)
         drafter = None if draft is None else DraftModel(draft, num_blocks=num_blocks, vocab_size=vocab_size)
         self._speculator = Speculator(parse_mode(speculate), self._scheduler, max_num_batched_tokens, drafter)
+        self.adapters = AdapterShelf() if adapters is None else adapters
         self._requests: dict[str, Request] = {}
         self._ended: list[Request] = []  # between steps, by abort()
         self._arrivals = 0
@@ -129,13 +133,16 @@ class EngineCore:
         prompt: str | None = None,
         priority: int = 0,
         cache_salt: str | None = None,
+        adapter: str | None = None,
         pooling: Pooling | None = None,
     ) -> Request:
         """Check a request, and prepare what takes time. Safe on any thread.
 
+        adapter: what `load_adapter` gave.
+
         Raises:
             PromptError: the prompt is empty or too long, or holds an unknown token.
-            ConfigError: a parameter does not fit this model.
+            ConfigError: a parameter does not fit this model, or no such adapter is loaded.
         """
         return self._maker.make(
             request_id,
@@ -144,6 +151,7 @@ class EngineCore:
             prompt=prompt,
             priority=priority,
             cache_salt=cache_salt,
+            adapter=None if adapter is None else self.adapters.get(adapter),
             pooling=pooling,
         )
 
@@ -166,6 +174,26 @@ class EngineCore:
         if request is not None:
             self._end(request, "abort")
             self._ended.append(request)
+
+    def load_adapter(self, path: str | Path) -> str:
+        """Make a LoRA ready for requests; the id to name it by. What is loaded already is not loaded again.
+
+        Safe on any thread, while steps run. See docs/lora.md for what is supported.
+
+        Raises:
+            ModelNotFoundError: there is nothing at `path`.
+            CheckpointError: it is damaged, not supported, or made for another model.
+            ConfigError: its rank is above max_lora_rank, or there is not enough memory.
+        """
+        return self.adapters.load(path)
+
+    def unload_adapter(self, adapter: str) -> None:
+        """Let go of an adapter. Requests that have it go on with it; its memory is free when the last one ends.
+
+        Raises:
+            ConfigError: no such adapter is loaded.
+        """
+        self.adapters.unload(adapter)
 
     @property
     def has_unfinished_requests(self) -> bool:
@@ -220,6 +248,7 @@ class EngineCore:
         changed, self._ended = self._ended, []
         scheduled = self._scheduler.schedule()
         if scheduled:
+            together(scheduled)
             now = time.monotonic()
             for sequence, _ in scheduled:
                 if sequence.request.metrics.first_scheduled_time is None:

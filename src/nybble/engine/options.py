@@ -42,6 +42,8 @@ class EngineOptions:
     seed: int | None = None  # of requests that have none; None: a fresh one for each
     prefix_cache_file: bool | str | Path = False  # keeps the prefix cache for the next start; True: beside the model
     prefix_cache_size: int | str = "1GiB"  # that file never grows beyond
+    adapters: tuple[str | Path, ...] = ()  # LoRAs to load at the start
+    max_lora_rank: int | None = None  # of any adapter; None: no limit but the format's
 
     def __post_init__(self) -> None:
         if parse_mode(self.speculate).needs_draft != (self.draft is not None):
@@ -50,6 +52,8 @@ class EngineOptions:
         parse_bytes(self.prefix_cache_size)
         if self.prefix_cache_file and not self.enable_prefix_caching:
             raise ConfigError("prefix_cache_file keeps what prefix caching knows: leave enable_prefix_caching on")
+        if self.max_lora_rank is not None and self.max_lora_rank < 1:
+            raise ConfigError(f"max_lora_rank must be at least 1, not {self.max_lora_rank}")
         if self.max_num_seqs < 1:
             raise ConfigError(f"max_num_seqs must be at least 1, not {self.max_num_seqs}")
         if self.max_num_batched_tokens < self.max_num_seqs:

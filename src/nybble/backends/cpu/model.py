@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from nybble import _native
+from nybble.adapter import Adapter
+from nybble.backends.cpu.adapter import CpuAdapter, pack_adapter
 from nybble.backends.cpu.machine import chosen_isa, chosen_threads, machine_identity
 from nybble.backends.cpu.sampling import checked_array, sample, score
 from nybble.backends.cpu.step import Sampled, SampleRow, Scored, Step
@@ -101,6 +103,20 @@ class CpuModel:
                 f"there is not enough memory for a cache of {num_blocks} blocks: ask for a smaller context"
             ) from error
 
+    def load_adapter(self, adapter: Adapter) -> CpuAdapter:
+        """Make an adapter ready for steps. Safe on any thread, while steps run.
+
+        Raises:
+            CheckpointError: it is damaged, or does not fit this model.
+            ConfigError: there is not enough memory.
+        """
+        try:
+            return pack_adapter(self._native, adapter)
+        except ValueError as error:
+            raise CheckpointError(f"{adapter.path} cannot be applied: {error}") from error
+        except MemoryError as error:
+            raise ConfigError(f"there is not enough memory for the adapter {adapter.path}") from error
+
     def execute(self, step: Step) -> npt.NDArray[np.float32]:
         """Run a step; returns the logits [logit_rows, vocab_size].
 
@@ -111,10 +127,13 @@ class CpuModel:
         self._hidden = None
         arrays = (step.token_ids, step.cu_seqlens_q, step.context_lens, step.block_tables, step.logit_rows)
         token_ids, cu_seqlens_q, context_lens, block_tables, logit_rows = map(_int32, arrays)
+        adapters = [adapter.native for adapter in step.adapters]
+        adapter_of = None if step.adapter_of is None else _int32(step.adapter_of)
+        step_arrays = (cache, token_ids, cu_seqlens_q, context_lens, block_tables, logit_rows)
         if step.hidden_rows is None or not len(step.hidden_rows):
-            return self._native.execute(cache, token_ids, cu_seqlens_q, context_lens, block_tables, logit_rows)
+            return self._native.execute(*step_arrays, adapters=adapters, adapter_of=adapter_of)
         logits, self._hidden = self._native.execute(
-            cache, token_ids, cu_seqlens_q, context_lens, block_tables, logit_rows, _int32(step.hidden_rows)
+            *step_arrays, _int32(step.hidden_rows), adapters=adapters, adapter_of=adapter_of
         )
         return logits
 
