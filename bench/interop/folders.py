@@ -17,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from reading import decoder_logits, kernel_logits, row, tokens_of, transformers_logits
+from reading import decoder_logits, dequantized_logits, kernel_logits, row, tokens_of, transformers_logits
 
 # GPTQModel's kernels for CPUs compute in 16 bits only.
 COMPUTE = {"gptq": "bfloat16", "awq": "bfloat16"}
@@ -53,7 +53,10 @@ def main() -> None:
                     make(args.source, folder, kind, args.text)
                 ours = decoder_logits(folder, ids)
                 theirs = transformers_logits(folder, ids, COMPUTE.get(kind.split("-")[0], "float32"))
-                print(row(kind, ("decoder", ours, theirs), ("served", kernel_logits(folder, ids), theirs)), flush=True)
+                pairs = [("decoder", ours, theirs), ("served", kernel_logits(folder, ids), theirs)]
+                if kind.startswith(("nf4", "fp4", "llm-int8")):
+                    pairs.append(("decoder, their weights expanded", ours, dequantized_logits(folder, ids)))
+                print(row(kind, *pairs), flush=True)
             except Exception as e:  # a row that says why is the result
                 print(f"{kind} | {type(e).__name__}: {str(e).strip().splitlines()[0][:200]}", flush=True)
 

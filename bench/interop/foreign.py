@@ -13,7 +13,7 @@ import argparse
 from pathlib import Path
 
 import torch
-from reading import decoder_logits, kernel_logits, row, tokens_of, transformers_logits
+from reading import decoder_logits, dequantized_logits, kernel_logits, row, tokens_of, transformers_logits
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 BITSANDBYTES = {
@@ -76,7 +76,10 @@ def main() -> None:
                 AutoTokenizer.from_pretrained(args.source).save_pretrained(target)
             theirs = transformers_logits(target, ids, "bfloat16" if recipe.startswith("gptq") else "float32")
             ours, served = decoder_logits(target, ids), kernel_logits(target, ids)
-            print(row(recipe, ("decoder", ours, theirs), ("served", served, theirs)), flush=True)
+            pairs = [("decoder", ours, theirs), ("served", served, theirs)]
+            if recipe in BITSANDBYTES:
+                pairs.append(("decoder, their weights expanded", ours, dequantized_logits(target, ids)))
+            print(row(recipe, *pairs), flush=True)
         except Exception as e:  # a row that says why is the result
             print(f"{recipe} | {type(e).__name__}: {str(e).strip().splitlines()[0][:200]}", flush=True)
 

@@ -46,6 +46,14 @@ def transformers_logits(folder: Path, ids: list[int], dtype: str = "float32") ->
         return model(torch.tensor([ids])).logits[0].float().numpy()
 
 
+def dequantized_logits(folder: Path, ids: list[int]) -> Logits:
+    """The same with weights that the package itself has expanded to float32: leaves out how its kernels round."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, device_map="cpu")
+    model.dequantize()
+    with torch.inference_mode():
+        return model.float()(torch.tensor([ids])).logits[0].float().numpy()
+
+
 def row(name: str, *pairs: tuple[str, Logits, Logits]) -> str:
     """One line: for each pair its mean divergence, its largest difference of a logit, and how often the top agrees."""
     parts = []
