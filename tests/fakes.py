@@ -95,6 +95,26 @@ class FakeModel:
         for source, target in pairs:
             self.cache[target] = self.cache[source]
 
+    def cache_blocks(self) -> FakeBlocks:
+        return FakeBlocks(self.cache)
+
+
+class FakeBlocks:
+    """The token ids of a FakeModel's blocks as bytes."""
+
+    def __init__(self, cache: npt.NDArray[np.int64]) -> None:
+        self.cache = cache
+
+    @property
+    def block_bytes(self) -> int:
+        return 16 * 8
+
+    def read(self, ids: Sequence[int]) -> npt.NDArray[np.uint8]:
+        return self.cache[list(ids)].view(np.uint8)
+
+    def write(self, ids: Sequence[int], data: npt.NDArray[np.uint8]) -> None:
+        self.cache[list(ids)] = data.view(np.int64)
+
 
 class FakeTokenizer:
     """Token n is the letter at n."""

@@ -79,6 +79,13 @@ void check_step(const Model& model, const KvCache& cache, const Step& step) {
     check_blocks(cache, step);
     check_ids(step.logit_rows, step.tokens(), "logit_rows");
     check_ids(step.hidden_rows, step.tokens(), "hidden_rows");
+    require(step.adapter_of.empty() || step.adapter_of.size() == step.context_lens.size(),
+            "adapter_of must have one entry for each sequence");
+    for (const std::int32_t index : step.adapter_of) {
+        if (index < -1 || index >= static_cast<std::int64_t>(step.adapters.size())) {
+            fail("adapter_of names adapter " + text(index) + " of " + text(static_cast<std::int64_t>(step.adapters.size())));
+        }
+    }
 }
 
 }  // namespace nybble

@@ -64,22 +64,25 @@ private:
 };
 
 // A new numpy array that owns its memory, not initialised.
-struct FloatArray {
-    FloatArray(std::size_t rows, std::size_t cols) : rows(rows), cols(cols), data(new float[rows * cols]) {}
+template <class T>
+struct OwnedArray {
+    OwnedArray(std::size_t rows, std::size_t cols) : rows(rows), cols(cols), data(new T[rows * cols]) {}
 
-    nb::ndarray<nb::numpy, float, nb::ndim<2>> release() {
-        float* owned = data;
+    nb::ndarray<nb::numpy, T, nb::ndim<2>> release() {
+        T* owned = data;
         data = nullptr;
-        nb::capsule owner(owned, [](void* p) noexcept { delete[] static_cast<float*>(p); });
-        return nb::ndarray<nb::numpy, float, nb::ndim<2>>(owned, {rows, cols}, owner);
+        nb::capsule owner(owned, [](void* p) noexcept { delete[] static_cast<T*>(p); });
+        return nb::ndarray<nb::numpy, T, nb::ndim<2>>(owned, {rows, cols}, owner);
     }
-    ~FloatArray() { delete[] data; }
-    FloatArray(const FloatArray&) = delete;
-    FloatArray& operator=(const FloatArray&) = delete;
+    ~OwnedArray() { delete[] data; }
+    OwnedArray(const OwnedArray&) = delete;
+    OwnedArray& operator=(const OwnedArray&) = delete;
 
     std::size_t rows;
     std::size_t cols;
-    float* data;
+    T* data;
 };
+using FloatArray = OwnedArray<float>;
+using ByteArray = OwnedArray<std::uint8_t>;
 
 }  // namespace nybble

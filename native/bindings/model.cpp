@@ -1,7 +1,10 @@
 #include "model/model.h"
 
+#include <deque>
+
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include "base/cpu_count.h"
@@ -27,6 +30,41 @@ struct BoundCache {
     const Model* model;
     KvCache cache;
 };
+
+// An adapter knows the model that it was made for.
+struct BoundAdapter {
+    BoundAdapter(const Model& model, const std::string& format)
+        : model(&model), adapter(model.config(), format_argument(format)) {}
+
+    const Model* model;
+    Adapter adapter;
+};
+
+// name, rank, a[rank][in], b[out][rank], factor
+using FactorsArgument = std::tuple<std::string, int, nb::object, nb::object, float>;
+
+void set_adapter_layer(BoundAdapter& self, int layer, const std::vector<FactorsArgument>& factors) {
+    std::deque<Bytes> buffers;  // a view must not move
+    std::vector<Factors> all;
+    for (const auto& [name, rank, a, b, factor] : factors) {
+        const auto a_bytes = buffers.emplace_back(a).span();
+        const auto b_bytes = buffers.emplace_back(b).span();
+        all.push_back({name, rank, a_bytes, b_bytes, factor});
+    }
+    const nb::gil_scoped_release free_gil;
+    self.adapter.set_layer(layer, all);
+}
+
+std::vector<const Adapter*> adapters_argument(const Model& model, const std::vector<const BoundAdapter*>& bound) {
+    std::vector<const Adapter*> adapters;
+    for (const BoundAdapter* one : bound) {
+        if (one == nullptr) fail("adapters must not hold None");
+        if (one->model != &model) fail("an adapter was made for another model");
+        if (!one->adapter.finished()) fail("an adapter is not complete: call finish() after its last layer");
+        adapters.push_back(&one->adapter);
+    }
+    return adapters;
+}
 
 Activation activation_argument(const std::string& name) {
     require(name == "silu" || name == "gelu_tanh", "unknown activation '" + name + "': use silu or gelu_tanh");
@@ -58,7 +96,8 @@ void set_tensor(Model& model, const std::string& name, const std::string& format
 // The logits, or a pair of logits and hidden states if `hidden_rows` is given.
 nb::object execute(Model& model, BoundCache& cache, const AnyArray& token_ids, const AnyArray& cu_seqlens_q,
                    const AnyArray& context_lens, const AnyArray& block_tables, const AnyArray& logit_rows,
-                   const std::optional<AnyArray>& hidden_rows) {
+                   const std::optional<AnyArray>& hidden_rows, const std::vector<const BoundAdapter*>& bound,
+                   const std::optional<AnyArray>& adapter_of) {
     require(model.finished(), "the model is not complete: call finish() after the last tensor");
     require(cache.model == &model, "the cache was made for another model");
     Step step;
@@ -70,6 +109,9 @@ nb::object execute(Model& model, BoundCache& cache, const AnyArray& token_ids, c
     if (hidden_rows) step.hidden_rows = flat<std::int32_t>(*hidden_rows, "hidden_rows");
     require(block_tables.shape(0) == step.context_lens.size(), "block_tables must have one row for each sequence");
     step.max_blocks = static_cast<std::ptrdiff_t>(block_tables.shape(1));
+    const std::vector<const Adapter*> adapters = adapters_argument(model, bound);
+    step.adapters = adapters;
+    if (adapter_of) step.adapter_of = flat<std::int32_t>(*adapter_of, "adapter_of");
     check_step(model, cache.cache, step);
     FloatArray logits(step.logit_rows.size(), static_cast<std::size_t>(model.config().vocab_size));
     FloatArray hidden(step.hidden_rows.size(), static_cast<std::size_t>(model.config().hidden_size));
@@ -90,6 +132,42 @@ void copy_blocks(Model& model, BoundCache& cache, const AnyArray& pairs) {
     for (std::size_t i = 0; i < copies.size(); ++i) copies[i] = {ids[2 * i], ids[2 * i + 1]};
     const nb::gil_scoped_release free_gil;
     model.copy_blocks(cache.cache, copies);
+}
+
+// The bytes of blocks, [ids, cache_bytes_per_block].
+nb::object read_blocks(const Model& model, const BoundCache& cache, const AnyArray& ids) {
+    require(cache.model == &model, "the cache was made for another model");
+    const auto blocks = flat<std::int32_t>(ids, "ids");
+    check_ids(blocks, cache.cache.num_blocks(), "ids");
+    const std::size_t bytes = KvCache::bytes_per_block(model.config(), model.kv_type());
+    ByteArray out(blocks.size(), bytes);
+    {
+        const nb::gil_scoped_release free_gil;
+        for (std::size_t i = 0; i < blocks.size(); ++i) cache.cache.read_block(blocks[i], out.data + i * bytes);
+    }
+    return nb::cast(out.release());
+}
+
+void write_blocks(const Model& model, BoundCache& cache, const AnyArray& ids, const AnyArray& data) {
+    require(cache.model == &model, "the cache was made for another model");
+    const auto blocks = flat<std::int32_t>(ids, "ids");
+    check_ids(blocks, cache.cache.num_blocks(), "ids");
+    const auto source = flat<std::uint8_t>(data, "data", 2);
+    const std::size_t bytes = KvCache::bytes_per_block(model.config(), model.kv_type());
+    require(data.shape(0) == blocks.size() && data.shape(1) == bytes,
+            "data must have " + std::to_string(bytes) + " bytes for each of the ids");
+    const nb::gil_scoped_release free_gil;
+    for (std::size_t i = 0; i < blocks.size(); ++i) cache.cache.write_block(blocks[i], source.data() + i * bytes);
+}
+
+nb::bytes weights_fingerprint(Model& model) {
+    require(model.finished(), "the model is not complete: call finish() after the last tensor");
+    Digest digest{};
+    {
+        const nb::gil_scoped_release free_gil;
+        digest = model.weights_fingerprint();
+    }
+    return nb::bytes(reinterpret_cast<const char*>(digest.data()), sizeof digest);
 }
 
 void bind_layer(nb::module_& m) {
@@ -138,14 +216,24 @@ void bind_model(nb::module_& m) {
         .def("finish", &Model::finish, nb::call_guard<nb::gil_scoped_release>())
         .def("execute", &execute, nb::arg("cache"), nb::arg("token_ids"), nb::arg("cu_seqlens_q"),
              nb::arg("context_lens"), nb::arg("block_tables"), nb::arg("logit_rows"),
-             nb::arg("hidden_rows") = nb::none())
+             nb::arg("hidden_rows") = nb::none(), nb::arg("adapters") = std::vector<const BoundAdapter*>(),
+             nb::arg("adapter_of") = nb::none())
         .def("copy_blocks", &copy_blocks, nb::arg("cache"), nb::arg("pairs"))
+        .def("read_blocks", &read_blocks, nb::arg("cache"), nb::arg("ids"))
+        .def("write_blocks", &write_blocks, nb::arg("cache"), nb::arg("ids"), nb::arg("data"))
+        .def("weights_fingerprint", &weights_fingerprint)
         .def_prop_ro("isa", [](const Model& model) { return std::string(name(model.isa())); })
+        .def_prop_ro("act", [](const Model& model) { return model.act_f32() ? "f32" : "int8"; })
         .def_prop_ro("threads", &Model::threads)
         .def_prop_ro("weight_bytes", &Model::weight_bytes)
         .def_prop_ro("cache_bytes_per_block",
                      [](const Model& self) { return KvCache::bytes_per_block(self.config(), self.kv_type()); });
     bind_sampling(m, model);
+    nb::class_<BoundAdapter>(m, "Adapter", "Low-rank factors beside the matrices of one model.")
+        .def(nb::init<const Model&, const std::string&>(), nb::arg("model"), nb::arg("format"), nb::keep_alive<1, 2>())
+        .def("set_layer", &set_adapter_layer, nb::arg("layer"), nb::arg("factors"))
+        .def("finish", [](BoundAdapter& self) { self.adapter.finish(); })
+        .def_prop_ro("nbytes", [](const BoundAdapter& self) { return self.adapter.bytes(); });
     nb::class_<BoundCache>(m, "KvCache", "The paged keys and values of one model.")
         .def(nb::init<const Model&, int>(), nb::arg("model"), nb::arg("num_blocks"), nb::keep_alive<1, 2>())
         .def_prop_ro("num_blocks", [](const BoundCache& cache) { return cache.cache.num_blocks(); })

@@ -23,6 +23,9 @@ struct Kernels {
     Isa isa = Isa::generic;
     GemmQ8 gemm_q8[formats] = {};  // null for F32, F16 and BF16
     GemmF32 gemm_f32[formats] = {};
+    // The same for the factors of adapters, F32 and F16 only; the second adds to what is there.
+    GemmF32 low_rank[formats] = {};
+    GemmF32 low_rank_add[formats] = {};
 
     // One token's whole row, k a multiple of 32; block b goes to index b * stride.
     void (*quantize)(const float* x, int k, Acts to, int stride) = nullptr;

@@ -31,6 +31,7 @@ void Executor::execute(KvCache& cache, const Step& step, float* logits, float* h
 void Executor::plan(const Step& step) {
     tokens_ = step.tokens();
     scratch_.reserve(std::max(tokens_, static_cast<int>(step.logit_rows.size())));  // a row may be asked for twice
+    plan_adapters(step);
     tiles_.clear();
     for (int s = 0; s < step.sequences(); ++s) {
         const auto index = static_cast<std::size_t>(s);
@@ -62,19 +63,20 @@ void Executor::run_layer(Worker& worker, const LayerRun& layer) {
     if (layer.index > 0 && config_.layers[static_cast<std::size_t>(layer.index - 1)].post_norms) {
         pending = &weights_.layers[static_cast<std::size_t>(layer.index - 1)].ffn_post_norm;
     }
-    const Operand qkv_in = wide_operand(tokens_, Forms().include(w.q, f32).include(w.k, f32).include(w.v, f32));
-    normalise(worker, pending, w.attn_norm, qkv_in);
+    const Operand qkv_in = layer_operand(Forms().include(w.q, f32).include(w.k, f32).include(w.v, f32));
+    normalise(worker, pending, w.attn_norm, qkv_in, {layer.index, Site::qkv});
     project_qkv(worker, layer, qkv_in);
     rotate_and_store(worker, layer);
     const Operand o_in = inner_operand(config.q_size(), Forms().include(w.o, f32));
     attend(worker, layer, o_in);
-    multiply_to_stream(worker, o_in, w.o, w.o_bias, config.post_norms);
+    multiply_to_stream(worker, o_in, w.o, w.o_bias, config.post_norms, {layer.index, Site::o});
 
-    const Operand ffn_in = wide_operand(tokens_, Forms().include(w.gate, f32).include(w.up, f32));
-    normalise(worker, config.post_norms ? &w.attn_post_norm : nullptr, w.ffn_norm, ffn_in);
+    const Operand ffn_in = layer_operand(Forms().include(w.gate, f32).include(w.up, f32));
+    normalise(worker, config.post_norms ? &w.attn_post_norm : nullptr, w.ffn_norm, ffn_in,
+              {layer.index, Site::gate_up});
     const Operand down_in = inner_operand(config.ffn_size, Forms().include(w.down, f32));
     feed_forward(worker, layer, ffn_in, down_in);
-    multiply_to_stream(worker, down_in, w.down, {}, config.post_norms);
+    multiply_to_stream(worker, down_in, w.down, {}, config.post_norms, {layer.index, Site::down});
 }
 
 void Executor::start(Worker& worker, const Step& step) {
@@ -102,7 +104,8 @@ void Executor::fill_rope_tables(int token) {
 }
 
 // x += post_norm(y) where there is one, then norm(x) becomes the operand.
-void Executor::normalise(Worker& worker, const Vector* post_norm, const Vector& norm, const Operand& to) {
+void Executor::normalise(Worker& worker, const Vector* post_norm, const Vector& norm, const Operand& to,
+                         SiteRef site) {
     const int hidden = config_.hidden_size;
     float* row = memory(worker).rows.data();
     worker.parallel_for(tokens_, grain(worker, tokens_), [&](std::int64_t begin, std::int64_t end) {
@@ -115,15 +118,17 @@ void Executor::normalise(Worker& worker, const Vector* post_norm, const Vector& 
             kernels_.rms_norm(x, norm.data(), config_.norm_eps, hidden, row);
             store_row(row, token, to);
         }
+        if (has_adapters()) multiply_first_factors(site, to, static_cast<int>(begin), static_cast<int>(end));
     });
 }
 
 // x += matrix * in + bias, or y = ... where a post-norm comes first.
 void Executor::multiply_to_stream(Worker& worker, const Operand& in, const Matrix& matrix, const Vector& bias,
-                                  bool has_post_norm) {
+                                  bool has_post_norm, SiteRef site) {
     const GemmList list(machine_, in, {&matrix}, worker.size());
     list.run(worker, memory(worker).results.data(),
-             [&](int, int row0, int rows, int token0, int tokens, const float* out) {
+             [&](int, int row0, int rows, int token0, int tokens, float* out) {
+                 if (has_adapters()) add_second_factors(site, 0, row0 / kGroupRows, token0, tokens, out, kGroupRows);
                  for (int t = 0; t < tokens; ++t, out += kGroupRows) {
                      float* x = x_row(token0 + t) + row0;
                      float* y = has_post_norm ? y_row(token0 + t) + row0 : x;
@@ -202,6 +207,12 @@ Operand Executor::wide_operand(int tokens, Forms forms) {
     return {tokens, config_.hidden_size, forms, scratch_.wide_blocks.acts(), scratch_.wide_floats.data()};
 }
 
+// What a layer's products read: adapters want floats.
+Operand Executor::layer_operand(Forms forms) {
+    forms.floats |= has_adapters();
+    return wide_operand(tokens_, forms);
+}
+
 Operand Executor::inner_operand(int width, Forms forms) {
     return {tokens_, width, forms, scratch_.inner_blocks.acts(), scratch_.inner_floats.data()};
 }
@@ -212,12 +223,13 @@ void Executor::store_row(const float* row, int token, const Operand& to) const {
 }
 
 // A whole row is needed to tell which of its blocks are worth refining, so this is a phase of its own.
-void Executor::quantize_rows(Worker& worker, const Operand& operand) const {
-    if (!operand.forms.blocks) return;
+void Executor::finish_rows(Worker& worker, const Operand& operand, SiteRef site) {
+    if (!operand.forms.blocks && !has_adapters()) return;
     worker.parallel_for(operand.tokens, grain(worker, operand.tokens), [&](std::int64_t begin, std::int64_t end) {
-        for (int token = static_cast<int>(begin); token < end; ++token) {
+        for (int token = static_cast<int>(begin); token < end && operand.forms.blocks; ++token) {
             kernels_.quantize(operand.row(token), operand.k, operand.first_block(token), operand.stride(token));
         }
+        if (has_adapters()) multiply_first_factors(site, operand, static_cast<int>(begin), static_cast<int>(end));
     });
 }
 

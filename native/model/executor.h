@@ -42,15 +42,27 @@ private:
         const Step& step;
     };
 
+    // Tokens one after the other with the same adapter.
+    struct AdapterRun {
+        const Adapter* adapter;
+        int token0;
+        int tokens;
+    };
+    // Which products of which layer.
+    struct SiteRef {
+        int layer;
+        Site site;
+    };
+
     void plan(const Step& step);
     void run_layer(Worker& worker, const LayerRun& layer);
 
     // executor.cpp
     void start(Worker& worker, const Step& step);
     void fill_rope_tables(int token);
-    void normalise(Worker& worker, const Vector* post_norm, const Vector& norm, const Operand& to);
+    void normalise(Worker& worker, const Vector* post_norm, const Vector& norm, const Operand& to, SiteRef site);
     void multiply_to_stream(Worker& worker, const Operand& in, const Matrix& matrix, const Vector& bias,
-                            bool has_post_norm);
+                            bool has_post_norm, SiteRef site);
     void head(Worker& worker, const Step& step, float* logits, float* hidden);
     template <class Store>
     void final_norm(Worker& worker, std::span<const std::int32_t> tokens, Store&& store);
@@ -67,15 +79,26 @@ private:
     void feed_forward_columns(const LayerRun& layer, int block, const Operand& in, int token0, int tokens,
                               float* memory, const Operand& to);
 
+    // executor_adapter.cpp
+    void plan_adapters(const Step& step);
+    // What the adapters of tokens [begin, end) make of their input, before and inside of the site's products.
+    void multiply_first_factors(SiteRef where, const Operand& in, int begin, int end);
+    void add_second_factors(SiteRef where, int part, int group, int token0, int tokens, float* out, int ldo);
+    bool has_adapters() const { return !runs_.empty(); }
+
     Operand wide_operand(int tokens, Forms forms);
+    Operand layer_operand(Forms forms);
     Operand inner_operand(int width, Forms forms);
     void store_row(const float* row, int token, const Operand& to) const;
-    void quantize_rows(Worker& worker, const Operand& operand) const;
+    void finish_rows(Worker& worker, const Operand& operand, SiteRef site);
     // How many tokens (or other short items) a worker takes at a time.
     std::int64_t grain(const Worker& worker, std::int64_t total) const;
     WorkerScratch& memory(const Worker& worker) { return scratch_.workers[static_cast<std::size_t>(worker.index())]; }
     float* x_row(int token) { return scratch_.x.data() + static_cast<std::ptrdiff_t>(token) * config_.hidden_size; }
     float* y_row(int token) { return scratch_.y.data() + static_cast<std::ptrdiff_t>(token) * config_.hidden_size; }
+    float* low_rank_row(int token) {
+        return scratch_.low_rank.data() + static_cast<std::ptrdiff_t>(token) * low_rank_width_;
+    }
     float* qkv_row(int token, const LayerConfig& layer) {
         return scratch_.qkv.data() + static_cast<std::ptrdiff_t>(token) * layer.qkv_size();
     }
@@ -88,6 +111,8 @@ private:
     Scratch scratch_;
     int tokens_ = 0;  // of the current step
     std::vector<AttentionTile> tiles_;
+    std::vector<AdapterRun> runs_;  // in ascending order of tokens
+    int low_rank_width_ = 0;
 };
 
 }  // namespace nybble

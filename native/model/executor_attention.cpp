@@ -7,9 +7,11 @@ void Executor::project_qkv(Worker& worker, const LayerRun& layer, const Operand&
     const LayerWeights& w = layer.weights;
     const int starts[3] = {0, layer.config.q_size(), layer.config.q_size() + layer.config.kv_size()};
     const Vector* biases[3] = {&w.q_bias, &w.k_bias, &w.v_bias};
+    const SiteRef site{layer.index, Site::qkv};
     const GemmList list(machine_, in, {&w.q, &w.k, &w.v}, worker.size());
     list.run(worker, memory(worker).results.data(),
-             [&](int which, int row0, int rows, int token0, int tokens, const float* out) {
+             [&](int which, int row0, int rows, int token0, int tokens, float* out) {
+                 if (has_adapters()) add_second_factors(site, which, row0 / kGroupRows, token0, tokens, out, kGroupRows);
                  const Vector& bias = *biases[which];
                  for (int t = 0; t < tokens; ++t, out += kGroupRows) {
                      float* to = qkv_row(token0 + t, layer.config) + starts[which] + row0;
@@ -69,7 +71,7 @@ void Executor::attend(Worker& worker, const LayerRun& layer, const Operand& to) 
             attend_tile(layer, tile, static_cast<int>(item % kv_heads), attention, to);
         }
     });
-    quantize_rows(worker, to);
+    finish_rows(worker, to, {layer.index, Site::o});
 }
 
 void Executor::attend_tile(const LayerRun& layer, const AttentionTile& tile, int kv_head, float* memory,

@@ -27,7 +27,7 @@ void Executor::feed_forward(Worker& worker, const LayerRun& layer, const Operand
                                 }
                             }
                         });
-    quantize_rows(worker, to);
+    finish_rows(worker, to, {layer.index, Site::down});
 }
 
 void Executor::feed_forward_columns(const LayerRun& layer, int block, const Operand& in, int token0, int tokens,
@@ -47,6 +47,11 @@ void Executor::feed_forward_columns(const LayerRun& layer, int block, const Oper
         }
         multiply_group(machine_, w.gate, group, in, token0, tokens, gate + part * kGroupRows, kBlockInputs);
         multiply_group(machine_, w.up, group, in, token0, tokens, up + part * kGroupRows, kBlockInputs);
+        if (has_adapters()) {
+            const SiteRef site{layer.index, Site::gate_up};
+            add_second_factors(site, 0, group, token0, tokens, gate + part * kGroupRows, kBlockInputs);
+            add_second_factors(site, 1, group, token0, tokens, up + part * kGroupRows, kBlockInputs);
+        }
     }
     const auto act_mul = layer.config.activation == Activation::silu ? kernels_.silu_mul : kernels_.gelu_tanh_mul;
     act_mul(gate, up, tokens * kBlockInputs, gate);

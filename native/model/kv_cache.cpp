@@ -20,6 +20,20 @@ void KvCache::copy_blocks(std::span<const BlockCopy> pairs, ThreadPool& pool) {
     });
 }
 
+void KvCache::read_block(int block, std::uint8_t* out) const {
+    for (const Layer& layer : layers_) {
+        std::memcpy(out, layer.data.data() + layer.block_bytes * static_cast<std::size_t>(block), layer.block_bytes);
+        out += layer.block_bytes;
+    }
+}
+
+void KvCache::write_block(int block, const std::uint8_t* from) {
+    for (Layer& layer : layers_) {
+        std::memcpy(layer.data.data() + layer.block_bytes * static_cast<std::size_t>(block), from, layer.block_bytes);
+        from += layer.block_bytes;
+    }
+}
+
 std::size_t KvCache::bytes_per_block(const ModelConfig& config, KvType type) {
     std::size_t total = 0;
     for (const LayerConfig& layer : config.layers) {

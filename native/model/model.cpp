@@ -136,4 +136,9 @@ void Model::copy_blocks(KvCache& cache, std::span<const BlockCopy> pairs) {
     cache.copy_blocks(pairs, pool_);
 }
 
+Digest Model::weights_fingerprint() {
+    const std::lock_guard lock(mutex_);
+    return weights_.fingerprint(pool_);
+}
+
 }  // namespace nybble

@@ -36,9 +36,12 @@ public:
     // The same from final-normed hidden states. Only a few rows of logits exist at a time.
     std::vector<Sampled> score_hidden(const float* hidden, std::span<const std::int32_t> targets, int top);
     void copy_blocks(KvCache& cache, std::span<const BlockCopy> pairs);
+    // Of what the weights are, and of how they are packed for this machine.
+    Digest weights_fingerprint();
 
     const ModelConfig& config() const { return config_; }
     bool finished() const { return executor_ != nullptr; }
+    bool act_f32() const { return act_f32_; }
     KvType kv_type() const { return kv_type_; }
     Isa isa() const { return kernels_.isa; }
     int threads() const { return pool_.size(); }

@@ -20,8 +20,8 @@ bool same_rope(const LayerConfig& a, const LayerConfig& b) {
 }  // namespace
 
 Scratch::Scratch(const ModelConfig& config, const Weights& weights, bool act_f32, int workers_count)
-    : workers(size(workers_count)) {
-    const std::size_t hidden = size(config.hidden_size);
+    : workers(size(workers_count)), hidden_(size(config.hidden_size)) {
+    const std::size_t hidden = hidden_;
     Forms wide;
     wide.include(weights.head(), act_f32);
     std::size_t attention = 0;
@@ -70,6 +70,11 @@ void Scratch::reserve(int tokens) {
     }
     sequence_of.resize(count);
     position_of.resize(count);
+}
+
+void Scratch::reserve_low_rank(int tokens, int width) {
+    wide_floats.reserve_discarding(checked_mul(size(tokens), hidden_));
+    low_rank.reserve_discarding(checked_mul(size(tokens), size(width)));
 }
 
 }  // namespace nybble

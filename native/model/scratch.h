@@ -43,6 +43,8 @@ struct Scratch {
 
     // Makes room for steps of this many tokens.
     void reserve(int tokens);
+    // The same for steps with adapters, which read floats and keep `width` numbers per token between two products.
+    void reserve_low_rank(int tokens, int width);
 
     Buffer<float> x;    // [token][hidden], the residual stream
     Buffer<float> y;    // [token][hidden], a sub-layer's output that a post-norm still has to see
@@ -52,6 +54,7 @@ struct Scratch {
     Buffer<float> wide_floats;
     ActBuffer inner_blocks;
     Buffer<float> inner_floats;
+    Buffer<float> low_rank;  // [token][width], what an adapter's first factor gave
     std::vector<RopeTable> ropes;
     std::vector<int> rope_of_layer;
     std::vector<WorkerScratch> workers;
@@ -63,6 +66,7 @@ private:
         std::size_t x = 0, y = 0, qkv = 0, wide_blocks = 0, wide_floats = 0, inner_blocks = 0, inner_floats = 0;
     };
     Widths widths_;
+    std::size_t hidden_;
 };
 
 }  // namespace nybble

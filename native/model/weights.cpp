@@ -1,6 +1,14 @@
 #include "model/weights.h"
 
+#include <algorithm>
+#include <span>
+
 namespace nybble {
+namespace {
+
+constexpr std::size_t kPiece = std::size_t{1} << 20;  // bytes that one thread fingerprints at a time
+
+}  // namespace
 
 Weights::Weights(const ModelConfig& config) : layers(config.layers.size()) {
     const int hidden = config.hidden_size;
@@ -65,6 +73,30 @@ std::size_t Weights::bytes() const {
         total += slot.matrix != nullptr ? slot.matrix->bytes() : slot.vector->size() * sizeof(float);
     }
     return total;
+}
+
+Digest Weights::fingerprint(ThreadPool& pool) const {
+    std::string heads;
+    std::vector<std::span<const std::uint8_t>> pieces;
+    for (const auto& [name, slot] : slots_) {
+        const int format = slot.matrix != nullptr ? static_cast<int>(slot.matrix->format()) : -1;
+        heads += name + ' ' + std::to_string(format) + ' ' + std::to_string(slot.rows) + ' ' +
+                 std::to_string(slot.cols) + '\n';
+        const std::uint8_t* data = slot.matrix != nullptr ? slot.matrix->group(0)
+                                                          : reinterpret_cast<const std::uint8_t*>(slot.vector->data());
+        const std::size_t size = slot.matrix != nullptr ? slot.matrix->bytes() : slot.vector->size() * sizeof(float);
+        for (std::size_t at = 0; at < size; at += kPiece) pieces.emplace_back(data + at, std::min(kPiece, size - at));
+    }
+    std::vector<Digest> digests(pieces.size() + 1);
+    digests.back() = digest({reinterpret_cast<const std::uint8_t*>(heads.data()), heads.size()});
+    pool.run([&](Worker& worker) {
+        worker.parallel_for(static_cast<std::int64_t>(pieces.size()), 1, [&](std::int64_t begin, std::int64_t end) {
+            for (auto i = static_cast<std::size_t>(begin); i < static_cast<std::size_t>(end); ++i) {
+                digests[i] = digest(pieces[i]);
+            }
+        });
+    });
+    return digest({reinterpret_cast<const std::uint8_t*>(digests.data()), digests.size() * sizeof(Digest)});
 }
 
 }  // namespace nybble

@@ -7,6 +7,8 @@
 #include <string>
 #include <vector>
 
+#include "base/digest.h"
+#include "base/thread_pool.h"
 #include "model/config.h"
 #include "model/matrix.h"
 
@@ -41,6 +43,8 @@ public:
     // Names of the tensors that have not been set.
     std::vector<std::string> missing() const;
     std::size_t bytes() const;
+    // Of the names, shapes, encodings and packed bytes of all tensors.
+    Digest fingerprint(ThreadPool& pool) const;
 
     const Matrix& head() const { return head_.empty() ? embed : head_; }
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         RoundToNearestConfig,
         quantize,
     )
+    from nybble.core.lora import LoRARequest
     from nybble.core.sampling import SamplingParams, StructuredOutputsParams
     from nybble.engine.async_engine import AsyncEngine
     from nybble.engine.beam_search import BeamSearchParams
@@ -36,6 +37,7 @@ __all__ = [
     "EngineOptions",
     "GGUFConfig",
     "GPTQConfig",
+    "LoRARequest",
     "RoundToNearestConfig",
     "SamplingParams",
     "StructuredOutputsParams",
@@ -51,6 +53,7 @@ _HOMES = {
     "AsyncEngine": "nybble.engine.async_engine",
     "BeamSearchParams": "nybble.engine.beam_search",
     "EngineOptions": "nybble.engine.options",
+    "LoRARequest": "nybble.core.lora",
     "SamplingParams": "nybble.core.sampling",
     "StructuredOutputsParams": "nybble.core.sampling",
 }

@@ -16,12 +16,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from nybble.compress.api import Config
 from nybble.compress.on_load import quantised
 from nybble.core.errors import ConfigError, PromptError, TokenizerError
+from nybble.core.lora import LoRARequest
 from nybble.core.outputs import EmbeddingOutput, EmbeddingRequestOutput, RequestOutput
 from nybble.core.sampling import RequestOutputKind, SamplingParams
 from nybble.engine.beam_search import BeamSearchOutput, BeamSearchParams, search
 from nybble.engine.core import EngineStats
 from nybble.engine.embedding import unit_vector
+from nybble.engine.lora_cache import LoraCache
 from nybble.engine.options import EngineOptions, KvCacheType
+from nybble.engine.prefix_file import default_place
 from nybble.engine.request import Pooling, Request
 from nybble.engine.speculation.mode import parse_mode
 from nybble.engine.start import start_engine
@@ -32,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
 Message = Mapping[str, Any]
+LoRAs = LoRARequest | Sequence[LoRARequest | None] | None
 
 _PROMPT_KEYS = {"prompt", "prompt_token_ids", "cache_salt"}
 
@@ -43,8 +47,10 @@ class LLM:
     tokens (the model's own limit, at most 8192). kv_cache_memory: bytes of the cache, or "4GiB"; by default half of the
     free memory. kv_cache_type: "int8" holds twice as many tokens in it as "f16". quantization: a type of `nybble
     quantize` or a config of `nybble.quantize`, to quantise the model while it is loaded. speculate: "auto", "ngram",
-    "off", or "draft=MODEL" with a smaller model or "self:q2_k", see docs/speculation.md. threads: of the computation.
-    seed: of requests that have none.
+    "off", or "draft=MODEL" with a smaller model or "self:q2_k", see docs/speculation.md. prefix_cache_file: True or a
+    path keeps the prefix cache for the next LLM of this model, in at most prefix_cache_size; see docs/prefix-cache.md.
+    threads: of the computation. seed: of requests that have none. enable_lora: whether `lora_request` is taken.
+    max_loras: how many adapters stay in memory, the least recently used leaves first. max_lora_rank: what one may have.
 
     Raises:
         ModelNotFoundError, StoreError: there is no such model, or it could not be fetched.
@@ -63,12 +69,17 @@ class LLM:
         kv_cache_type: KvCacheType = "f16",
         enable_prefix_caching: bool = True,
         speculate: str = "auto",
+        prefix_cache_file: bool | str | Path = False,
+        prefix_cache_size: int | str = "1GiB",
         seed: int | None = None,
         threads: int | None = None,
         tensor_parallel_size: int = 1,
         gpu_memory_utilization: float | None = None,
         dtype: str = "auto",
         quantization: Config | str | None = None,
+        enable_lora: bool = True,
+        max_loras: int | None = None,
+        max_lora_rank: int | None = None,
         **others: Any,
     ) -> None:
         if others:
@@ -89,8 +100,13 @@ class LLM:
             enable_prefix_caching=enable_prefix_caching,
             threads=threads,
             seed=seed,
+            prefix_cache_file=prefix_cache_file,
+            prefix_cache_size=prefix_cache_size,
+            max_lora_rank=max_lora_rank,
         )
         path = resolve(model, announce=logger.info)
+        if prefix_cache_file is True:
+            sizes = replace(sizes, prefix_cache_file=default_place(path))  # not beside what `quantised` makes
         with ExitStack() as stack:
             source = stack.enter_context(quantised(path, quantization, threads=threads))
             draft = None
@@ -100,6 +116,7 @@ class LLM:
             options = replace(sizes, speculate=speculate, draft=draft)
             self._loaded, self._core = start_engine(source, options)
         self._ids = itertools.count()
+        self._loras = LoraCache(self._core, max_loras=max_loras) if enable_lora else None
 
     def get_tokenizer(self) -> Tokenizer:
         """The model's tokenizer."""
@@ -119,25 +136,29 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         use_tqdm: bool = True,
         *,
+        lora_request: LoRAs = None,
         priority: Sequence[int] | None = None,
     ) -> list[RequestOutput]:
         """The answers to all prompts, in their order.
 
         prompts: one or several, each a text, its token ids, or a dictionary with `prompt` or `prompt_token_ids` (and
         `cache_salt`). sampling_params: for all, or one for each. use_tqdm: a progress bar for several prompts.
-        priority: one for each prompt; lower ones go first.
+        lora_request: an adapter for all, or one (or None) for each. priority: one for each prompt; lower ones go first.
 
         Raises:
             PromptError: a prompt is empty or too long. Nothing has run then.
             ConfigError: the parameters do not fit.
+            ModelNotFoundError, CheckpointError: an adapter is not there, damaged, or made for another model.
         """
         many = _as_list(prompts)
         params = _for_each(sampling_params or self.get_default_sampling_params(), len(many), "sampling parameters")
         priorities = [0] * len(many) if priority is None else list(priority)
         if len(priorities) != len(many):
             raise ConfigError(f"{len(many)} prompts came with {len(priorities)} priorities")
+        adapters = self._adapters(lora_request, len(many))
         requests = [
-            self._request(prompt, row, number) for prompt, row, number in zip(many, params, priorities, strict=True)
+            self._request(prompt, row, number, adapter=adapter)
+            for prompt, row, number, adapter in zip(many, params, priorities, adapters, strict=True)
         ]
         return self._run(requests, use_tqdm)
 
@@ -151,6 +172,7 @@ class LLM:
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        lora_request: LoRAs = None,
     ) -> list[RequestOutput]:
         """The answers to one conversation, or to several: lists of messages with `role` and `content`.
 
@@ -176,17 +198,21 @@ class LLM:
             )
             for conversation in conversations
         ]
-        return self.generate(prompts, sampling_params, use_tqdm)
+        return self.generate(prompts, sampling_params, use_tqdm, lora_request=lora_request)
 
-    def beam_search(self, prompts: Prompt | Sequence[Prompt], params: BeamSearchParams) -> list[BeamSearchOutput]:
+    def beam_search(
+        self, prompts: Prompt | Sequence[Prompt], params: BeamSearchParams, *, lora_request: LoRARequest | None = None
+    ) -> list[BeamSearchOutput]:
         """For each prompt the likeliest continuations that a search of this width finds, best first.
 
         Raises:
             PromptError, ConfigError: as `generate` does.
         """
 
+        [adapter] = self._adapters(lora_request, 1)
+
         def step(sequences: list[list[int]], row: SamplingParams) -> list[RequestOutput]:
-            return self._run([self._request(tokens, row, 0) for tokens in sequences], False)
+            return self._run([self._request(tokens, row, 0, adapter=adapter) for tokens in sequences], False)
 
         starts = [self._token_ids(prompt)[0] for prompt in _as_list(prompts)]
         tokenizer = self._loaded.tokenizer
@@ -203,14 +229,24 @@ class LLM:
         ]
 
     def embed(
-        self, prompts: Prompt | Sequence[Prompt], use_tqdm: bool = True, *, pooling: Pooling = "mean"
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        use_tqdm: bool = True,
+        *,
+        pooling: Pooling = "mean",
+        lora_request: LoRAs = None,
     ) -> list[EmbeddingRequestOutput]:
         """A vector of length 1 for each text: the mean of the last hidden states, or the last token's.
 
         Raises:
             PromptError: a text is empty or too long.
         """
-        requests = [self._request(prompt, SamplingParams(), 0, pooling) for prompt in _as_list(prompts)]
+        many = _as_list(prompts)
+        adapters = self._adapters(lora_request, len(many))
+        requests = [
+            self._request(prompt, SamplingParams(), 0, adapter=adapter, pooling=pooling)
+            for prompt, adapter in zip(many, adapters, strict=True)
+        ]
         outputs = self._run(requests, use_tqdm)
         return [
             EmbeddingRequestOutput(
@@ -223,8 +259,27 @@ class LLM:
 
     # ---- inside ----
 
+    def _adapters(self, lora_request: LoRAs, count: int) -> list[str | None]:
+        """The id of each prompt's adapter, all of them loaded."""
+        given = (
+            [lora_request] * count if lora_request is None or isinstance(lora_request, LoRARequest) else lora_request
+        )
+        if len(given) != count:
+            raise ConfigError(f"{count} prompts came with {len(given)} adapters")
+        if not any(given):
+            return [None] * count
+        if self._loras is None:
+            raise ConfigError("lora_request was given, but this LLM was made with enable_lora=False")
+        return self._loras.ids(given)
+
     def _request(
-        self, prompt: Prompt, params: SamplingParams, priority: int, pooling: Pooling | None = None
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        priority: int,
+        *,
+        adapter: str | None = None,
+        pooling: Pooling | None = None,
     ) -> Request:
         token_ids, text, salt = self._token_ids(prompt)
         return self._core.make_request(
@@ -234,6 +289,7 @@ class LLM:
             prompt=text,
             priority=priority,
             cache_salt=salt,
+            adapter=adapter,
             pooling=pooling,
         )
 

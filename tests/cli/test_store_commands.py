@@ -113,13 +113,14 @@ def test_verify_leaves_with_an_error_and_a_list(nybble: Nybble, capsys: pytest.C
     assert "1 thing to mend" in err
 
 
-def test_an_adapter_is_refused_by_run(nybble: Nybble, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_adapters_are_refused_by_run(nybble: Nybble, capsys: pytest.CaptureFixture[str]) -> None:
     Path("lora.gguf").write_bytes(b"GGUF lora")
-    Path("Modelfile").write_text("FROM model.gguf\nADAPTER lora.gguf")
+    Path("other.gguf").write_bytes(b"GGUF other")
+    Path("Modelfile").write_text("FROM model.gguf\nADAPTER lora.gguf\nADAPTER other.gguf")
     assert nybble("create", "tuned") == 0
     capsys.readouterr()
     assert nybble("run", "tuned", "hi") == 2
-    assert "has an adapter, which cannot be applied yet" in capsys.readouterr().err
+    assert "has 2 adapters, and one can be applied at a time" in capsys.readouterr().err
 
 
 def test_a_pull_says_what_it_does(

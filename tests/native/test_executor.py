@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -18,8 +20,18 @@ Logits = npt.NDArray[np.float32]
 class Runner:
     """Feeds sequences to a native model in steps of any shape and collects the logits of every token."""
 
-    def __init__(self, model: _native.Model, tokens: list[list[int]], *, shuffle_blocks: bool = False) -> None:
+    def __init__(
+        self,
+        model: _native.Model,
+        tokens: list[list[int]],
+        *,
+        shuffle_blocks: bool = False,
+        adapters: Sequence[_native.Adapter] = (),
+        adapter_of: Sequence[int] | None = None,
+    ) -> None:
         self.model = model
+        self.adapters = adapters
+        self.adapter_of = adapter_of
         self.tokens = tokens
         self.done = [0] * len(tokens)
         self.logits: list[list[Logits]] = [[] for _ in tokens]
@@ -46,6 +58,8 @@ class Runner:
             np.array([self.done[s] for s in which], np.int32),
             self.tables[which],
             np.arange(len(ids), dtype=np.int32),
+            adapters=self.adapters,
+            adapter_of=None if self.adapter_of is None else np.array([self.adapter_of[s] for s in which], np.int32),
         )
         for row, (s, count) in enumerate(takes):
             self.logits[s].append(out[cu[row] : cu[row + 1]])

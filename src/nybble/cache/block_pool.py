@@ -20,9 +20,12 @@ def block_hash(parent: bytes, token_ids: Sequence[int]) -> bytes:
     return hashlib.blake2b(parent + array("i", token_ids).tobytes(), digest_size=16).digest()
 
 
-def root_hash(salt: str | None) -> bytes:
-    """The parent of a first block. Requests with different salts never share blocks."""
-    return hashlib.blake2b((salt or "").encode(), digest_size=16).digest()
+def root_hash(salt: str | None, weights: str = "") -> bytes:
+    """The parent of a first block. Requests with different salts, or weights, never share blocks.
+
+    weights: at most 64 characters of ASCII that tell adapters apart.
+    """
+    return hashlib.blake2b((salt or "").encode(), digest_size=16, key=weights.encode("ascii")).digest()
 
 
 class BlockPool:

@@ -42,6 +42,7 @@ class Named:
     system: str | None = None
     parameters: Mapping[str, Value] = field(default_factory=dict)
     messages: tuple[tuple[str, str], ...] = ()
+    adapter: Path | None = None
 
     def number(self, parameter: str) -> int | None:
         """A whole-number parameter, None where it is not set or 0."""
@@ -54,17 +55,18 @@ def find_named(model: str) -> Named:
 
     Raises:
         ModelNotFoundError, StoreError: there is none, or it cannot be fetched.
-        ConfigError: the model has an adapter.
+        ConfigError: the model has several adapters.
     """
     if store.existing(model) is not None:
         return Named(model, local_path(model))
     found = store.stored(model, announce=announce)
-    if found.adapters:
+    if len(found.adapters) > 1:
         raise ConfigError(
-            f"{found.name} has an adapter, which cannot be applied yet: run the model that it was made from, "
-            f"{found.parent or found.path}"
+            f"{found.name} has {len(found.adapters)} adapters, and one can be applied at a time: make it again with "
+            "one line ADAPTER"
         )
-    return Named(model, found.path, found.template, found.system, found.parameters, found.messages)
+    adapter = next(iter(found.adapters), None)
+    return Named(model, found.path, found.template, found.system, found.parameters, found.messages, adapter)
 
 
 def stored_model(model: str) -> StoredModel | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -43,6 +44,12 @@ def run(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Makes the answer repeatable; by default every one differs.")] = None,
     system: Annotated[str | None, typer.Option(help="The system message that a chat begins with.")] = None,
+    adapter: Annotated[
+        Path | None,
+        typer.Option(
+            help="A LoRA for the model: a PEFT folder, or a GGUF file. It takes the place of the model's own."
+        ),
+    ] = None,
     threads: ThreadsOption = None,
     ctx: Annotated[
         int | None, typer.Option(help="Tokens of context; by default 8192, or the model's own limit if that is less.")
@@ -70,6 +77,8 @@ def run(
     prompt = given_prompt(prompt)
     if system is not None:
         named = replace(named, system=as_text(system))
+    if adapter is not None:
+        named = replace(named, adapter=adapter)
     if prompt is None and raw:
         raise ConfigError("a chat needs the chat template, which --raw leaves out: give a prompt with --raw")
     params = sampling(named.parameters, given)
@@ -79,7 +88,13 @@ def run(
 
     def load(one: Named) -> LoadedModel:
         count = threads or one.number("num_thread")
-        loaded = load_model(one.path, threads=count, context=ctx or one.number("num_ctx"), kv_cache_type=kv_type)
+        loaded = load_model(
+            one.path,
+            threads=count,
+            context=ctx or one.number("num_ctx"),
+            kv_cache_type=kv_type,
+            adapter=one.adapter,
+        )
         with draft_weights(speculation(one.parameters, speculate), one.path, threads=count) as draft:
             if draft is not None:
                 loaded.draft = load_draft(draft, loaded, threads=count)

@@ -112,6 +112,8 @@ class Session:
     def save(self, name: str) -> None:
         """Keep the model as it is now, with what was said. Raises ConfigError or StoreError."""
         lines = [Command("FROM", str(self.named.path.absolute()))]
+        if self.named.adapter is not None:
+            lines.append(Command("ADAPTER", str(self.named.adapter.absolute())))
         if self.template is not None:
             lines.append(Command("TEMPLATE", self.template))
         if self.system is not None:

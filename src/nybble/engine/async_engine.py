@@ -15,6 +15,7 @@ import numpy.typing as npt
 from nybble.core.errors import ConfigError
 from nybble.core.outputs import RequestOutput
 from nybble.core.sampling import SamplingParams
+from nybble.engine.adapters import LoadedAdapter
 from nybble.engine.core import EngineCore, EngineStats
 from nybble.engine.embedding import unit_vector
 from nybble.engine.load import LoadedModel
@@ -83,8 +84,11 @@ class AsyncEngine:
         prompt: str | None = None,
         priority: int = 0,
         cache_salt: str | None = None,
+        adapter: str | None = None,
     ) -> AsyncGenerator[RequestOutput, None]:
         """What a request gives, as its output_kind says. Closing the iterator ends the request.
+
+        adapter: what `load_adapter` gave.
 
         Raises:
             PromptError, ConfigError: the request cannot be served; nothing was queued.
@@ -98,6 +102,7 @@ class AsyncEngine:
             prompt=prompt,
             priority=priority,
             cache_salt=cache_salt,
+            adapter=adapter,
         )
         stream = self._open(request_id)
         self._command(lambda: self._core.add_request(prepared))
@@ -116,7 +121,12 @@ class AsyncEngine:
                 self._command(lambda: self._core.abort(request_id))
 
     async def embed(
-        self, prompt_token_ids: Sequence[int], request_id: str, *, pooling: Pooling | None = None
+        self,
+        prompt_token_ids: Sequence[int],
+        request_id: str,
+        *,
+        pooling: Pooling | None = None,
+        adapter: str | None = None,
     ) -> npt.NDArray[np.float32]:
         """The vector of a text, [hidden_size] of length 1: the last hidden states' mean, or the last token's.
 
@@ -125,7 +135,12 @@ class AsyncEngine:
             EngineDeadError: the engine has ended.
         """
         prepared = await asyncio.to_thread(
-            self._core.make_request, request_id, list(prompt_token_ids), SamplingParams(), pooling=pooling or "mean"
+            self._core.make_request,
+            request_id,
+            list(prompt_token_ids),
+            SamplingParams(),
+            pooling=pooling or "mean",
+            adapter=adapter,
         )
         stream = self._open(request_id)
         self._command(lambda: self._core.add_request(prepared))
@@ -145,6 +160,22 @@ class AsyncEngine:
         """End a request; its iterator gives a last output with finish_reason "abort"."""
         self._command(lambda: self._core.abort(request_id))
 
+    async def load_adapter(self, path: str | Path) -> str:
+        """Make a LoRA ready while answers go on; the id to name it by. The same adapter is loaded once.
+
+        Raises:
+            ModelNotFoundError, CheckpointError, ConfigError: as `EngineCore.load_adapter` does.
+        """
+        return await asyncio.to_thread(self._core.load_adapter, path)
+
+    def unload_adapter(self, adapter: str) -> None:
+        """Let go of an adapter. Requests that have it go on with it. Raises ConfigError if it is not loaded."""
+        self._core.unload_adapter(adapter)
+
+    def adapters(self) -> tuple[LoadedAdapter, ...]:
+        """The adapters that requests may name, in the order in which they were loaded."""
+        return self._core.adapters.all()
+
     def stats(self) -> EngineStats:
         """The engine's figures at some moment nearby."""
         return self._core.stats()
@@ -163,6 +194,7 @@ class AsyncEngine:
             self._stopping = True
             self._wake.notify()
         await asyncio.to_thread(self._thread.join)
+        await asyncio.to_thread(self._core.close)
 
     # ---- between the event loop and the engine's thread ----
 

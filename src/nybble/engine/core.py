@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import logging
 import time
+import weakref
 from dataclasses import dataclass
+from pathlib import Path
 
 from nybble.backends.cpu import BadLogitsError, Sampled
-from nybble.cache.block_pool import BlockPool
+from nybble.cache.block_file import BlockFile
+from nybble.cache.block_pool import BLOCK_SIZE, BlockPool
 from nybble.core.errors import ConfigError, NybbleError
 from nybble.core.outputs import FinishReason, RequestOutput
 from nybble.core.sampling import SamplingParams
+from nybble.engine.adapters import AdapterShelf, together
 from nybble.engine.draw import Drawer
 from nybble.engine.hidden import HiddenUser
+from nybble.engine.kept_prefixes import KeptPrefixes
 from nybble.engine.meter import StepMeter, Work
 from nybble.engine.model import EngineModel, EngineTokenizer, Floats
 from nybble.engine.prepare import Compiler, Limits, RequestMaker
@@ -38,12 +43,13 @@ class EngineStats:
     kv_usage: float  # share of the blocks that running sequences use
     kv_waste: float  # share of their memory that holds no token
     prefix_queries: int  # prompt tokens
-    prefix_hits: int
+    prefix_hits: int  # of them
     num_preemptions: int
     prompt_tokens: int
     generation_tokens: int
     work: Work
     speculation: SpeculationStats
+    prefix_restored: int = 0  # tokens of prompts that came back from the prefix cache's file
 
 
 class EngineCore:
@@ -73,6 +79,8 @@ class EngineCore:
         cost: ModelCost | None = None,
         speculate: str = "off",
         draft: DraftWeights | None = None,
+        kept_in: BlockFile | None = None,
+        adapters: AdapterShelf | None = None,
     ) -> None:
         if context < 1:
             raise ConfigError(f"the context must hold at least one token, not {context}")
@@ -88,24 +96,29 @@ class EngineCore:
             seed=seed,
         )
         self.pool = BlockPool(num_blocks)
+        model.new_cache(num_blocks)
+        self._kept = None if kept_in is None else KeptPrefixes(kept_in, model.cache_blocks(), self.pool)
+        if self._kept is not None:
+            self._close_file = weakref.finalize(self, self._kept.close)  # at the latest when the process ends
         self._scheduler = Scheduler(
             self.pool,
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
             max_blocks_per_seq=blocks_for(context),
             enable_prefix_caching=enable_prefix_caching,
+            kept=self._kept,
         )
         self._hidden = HiddenUser(model, self._token_text, self._fail)
         self._meter = StepMeter(cost)
         self._drawer = Drawer(model, self._fail)
         drafter = None if draft is None else DraftModel(draft, num_blocks=num_blocks, vocab_size=vocab_size)
         self._speculator = Speculator(parse_mode(speculate), self._scheduler, max_num_batched_tokens, drafter)
+        self.adapters = AdapterShelf() if adapters is None else adapters
         self._requests: dict[str, Request] = {}
         self._ended: list[Request] = []  # between steps, by abort()
         self._arrivals = 0
         self._prompt_tokens = 0
         self._generation_tokens = 0
-        model.new_cache(num_blocks)
         if drafter is not None:
             drafter.measure()
 
@@ -120,13 +133,16 @@ class EngineCore:
         prompt: str | None = None,
         priority: int = 0,
         cache_salt: str | None = None,
+        adapter: str | None = None,
         pooling: Pooling | None = None,
     ) -> Request:
         """Check a request, and prepare what takes time. Safe on any thread.
 
+        adapter: what `load_adapter` gave.
+
         Raises:
             PromptError: the prompt is empty or too long, or holds an unknown token.
-            ConfigError: a parameter does not fit this model.
+            ConfigError: a parameter does not fit this model, or no such adapter is loaded.
         """
         return self._maker.make(
             request_id,
@@ -135,6 +151,7 @@ class EngineCore:
             prompt=prompt,
             priority=priority,
             cache_salt=cache_salt,
+            adapter=None if adapter is None else self.adapters.get(adapter),
             pooling=pooling,
         )
 
@@ -158,6 +175,26 @@ class EngineCore:
             self._end(request, "abort")
             self._ended.append(request)
 
+    def load_adapter(self, path: str | Path) -> str:
+        """Make a LoRA ready for requests; the id to name it by. What is loaded already is not loaded again.
+
+        Safe on any thread, while steps run. See docs/lora.md for what is supported.
+
+        Raises:
+            ModelNotFoundError: there is nothing at `path`.
+            CheckpointError: it is damaged, not supported, or made for another model.
+            ConfigError: its rank is above max_lora_rank, or there is not enough memory.
+        """
+        return self.adapters.load(path)
+
+    def unload_adapter(self, adapter: str) -> None:
+        """Let go of an adapter. Requests that have it go on with it; its memory is free when the last one ends.
+
+        Raises:
+            ConfigError: no such adapter is loaded.
+        """
+        self.adapters.unload(adapter)
+
     @property
     def has_unfinished_requests(self) -> bool:
         return bool(self._requests or self._ended)
@@ -178,7 +215,13 @@ class EngineCore:
             generation_tokens=self._generation_tokens,
             work=self._meter.work,
             speculation=self._speculator.stats,
+            prefix_restored=scheduler.restored_blocks * BLOCK_SIZE,
         )
+
+    def close(self) -> None:
+        """Write what the prefix cache's file lacks, if there is one, and let go of it. No step may run meanwhile."""
+        if self._kept is not None:
+            self._close_file()
 
     def check_integrity(self) -> None:
         """Every block is accounted for, and with nothing under way all of them are free.
@@ -194,9 +237,18 @@ class EngineCore:
 
     def step(self) -> list[RequestOutput]:
         """Run the model once and tell what is new. An error inside of a request ends that request only."""
+        if self._kept is None:
+            return self._step()
+        with self._kept.turn:
+            outputs = self._step()
+        self._kept.rest()
+        return outputs
+
+    def _step(self) -> list[RequestOutput]:
         changed, self._ended = self._ended, []
         scheduled = self._scheduler.schedule()
         if scheduled:
+            together(scheduled)
             now = time.monotonic()
             for sequence, _ in scheduled:
                 if sequence.request.metrics.first_scheduled_time is None:

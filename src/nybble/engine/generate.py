@@ -30,10 +30,11 @@ Steps = GeneratorType[list[TokenEvent], None, None]
 
 
 class Generator:
-    """Runs an engine that nobody else uses."""
+    """Runs an engine that nobody else uses. adapter: of all its prompts."""
 
-    def __init__(self, core: EngineCore) -> None:
+    def __init__(self, core: EngineCore, *, adapter: str | None = None) -> None:
         self.core = core
+        self._adapter = adapter
         self._calls = itertools.count()
 
     def generate(self, prompts: Sequence[Sequence[int]], params: SamplingParams | Sequence[SamplingParams]) -> Steps:
@@ -50,7 +51,12 @@ class Generator:
             raise ConfigError("one sample of each prompt can be watched, not n > 1")
         call = next(self._calls)
         prepared = [
-            self.core.make_request(f"{call}/{index}", list(prompt), replace(row, output_kind=RequestOutputKind.DELTA))
+            self.core.make_request(
+                f"{call}/{index}",
+                list(prompt),
+                replace(row, output_kind=RequestOutputKind.DELTA),
+                adapter=self._adapter,
+            )
             for index, (prompt, row) in enumerate(zip(prompts, rows, strict=True))
         ]
         for one in prepared:

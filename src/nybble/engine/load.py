@@ -10,8 +10,10 @@ from pathlib import Path
 from threading import Event, Thread
 
 from nybble.backends.cpu import CpuModel, KvType
+from nybble.cache.block_file import BlockFile
 from nybble.checkpoint import Checkpoint, Tensor, open_checkpoint
 from nybble.core.errors import ConfigError
+from nybble.engine.adapters import AdapterShelf
 from nybble.engine.core import EngineCore
 from nybble.engine.generate import Generator
 from nybble.engine.scheduler import blocks_for
@@ -31,7 +33,9 @@ class LoadedModel:
     model: CpuModel
     tokenizer: Tokenizer
     context: int
+    adapters: AdapterShelf
     draft: DraftWeights | None = None  # a smaller model that guesses for this one
+    adapter: str | None = None  # of the adapters, the one that generators use
 
     @property
     def eos_token_ids(self) -> frozenset[int]:
@@ -45,26 +49,30 @@ class LoadedModel:
         max_num_seqs: int = 64,
         enable_prefix_caching: bool = True,
         speculate: str = "off",
+        kept_in: BlockFile | None = None,
     ) -> Generator:
         """An engine of its own over this model; a cache of `num_blocks` blocks, or what the context needs.
+
+        kept_in: what `open_prefix_cache` gave. The engine closes it.
 
         Raises:
             ConfigError: there is no memory for the cache.
         """
-        return Generator(
-            EngineCore(
-                self.model,
-                self.tokenizer,
-                context=self.context,
-                vocab_size=self.checkpoint.spec.vocab_size,
-                num_blocks=blocks_for(self.context) if num_blocks is None else num_blocks,
-                eos_token_ids=self.eos_token_ids,
-                max_num_seqs=max_num_seqs,
-                enable_prefix_caching=enable_prefix_caching,
-                speculate=speculate,
-                draft=self.draft,
-            )
+        core = EngineCore(
+            self.model,
+            self.tokenizer,
+            context=self.context,
+            vocab_size=self.checkpoint.spec.vocab_size,
+            num_blocks=blocks_for(self.context) if num_blocks is None else num_blocks,
+            eos_token_ids=self.eos_token_ids,
+            max_num_seqs=max_num_seqs,
+            enable_prefix_caching=enable_prefix_caching,
+            speculate=speculate,
+            adapters=self.adapters,
+            draft=self.draft,
+            kept_in=kept_in,
         )
+        return Generator(core, adapter=self.adapter)
 
 
 def choose_context(asked: int | None, longest: int) -> int:
@@ -81,9 +89,14 @@ def choose_context(asked: int | None, longest: int) -> int:
 
 
 def load_model(
-    path: Path, *, threads: int | None = None, context: int | None = None, kv_cache_type: KvType = "f16"
+    path: Path,
+    *,
+    threads: int | None = None,
+    context: int | None = None,
+    kv_cache_type: KvType = "f16",
+    adapter: Path | None = None,
 ) -> LoadedModel:
-    """Open a checkpoint and prepare it.
+    """Open a checkpoint and prepare it, and an adapter for its generators if one is given.
 
     The weights are packed by native code that leaves the interpreter free, so the tokenizer is built meanwhile.
 
@@ -102,7 +115,10 @@ def load_model(
         )
         tokenizer = load_tokenizer(checkpoint.tokenizer)
         check_vocab(tokenizer, checkpoint.spec.vocab_size)
-        return LoadedModel(checkpoint, weights.result(), tokenizer, chosen)
+        model = weights.result()
+    adapters = AdapterShelf(load=model.load_adapter, spec=checkpoint.spec)
+    chosen_adapter = None if adapter is None else adapters.load(adapter)
+    return LoadedModel(checkpoint, model, tokenizer, chosen, adapters, adapter=chosen_adapter)
 
 
 class _UntilStopped(Mapping[str, Tensor]):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -24,6 +24,17 @@ class Model(Protocol):
         """Run a ragged step; the logits of the rows that it asks for."""
 
 
+class CacheBlocks(Protocol):
+    """The blocks of one cache as bytes, [blocks, block_bytes]."""
+
+    @property
+    def block_bytes(self) -> int: ...
+
+    def read(self, ids: Sequence[int]) -> npt.NDArray[np.uint8]: ...
+
+    def write(self, ids: Sequence[int], data: npt.NDArray[np.uint8]) -> None: ...
+
+
 class EngineModel(Model, Protocol):
     """What serving needs beyond that."""
 
@@ -38,6 +49,9 @@ class EngineModel(Model, Protocol):
 
     def copy_blocks(self, pairs: list[tuple[int, int]]) -> None:
         """Copy blocks of the cache, (from, to), in all layers."""
+
+    def cache_blocks(self) -> CacheBlocks:
+        """The blocks of the present cache as bytes."""
 
 
 class EngineTokenizer(Protocol):

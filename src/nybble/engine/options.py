@@ -40,11 +40,20 @@ class EngineOptions:
     speculate: str = "auto"  # whether guessed tokens are computed along: see nybble.engine.speculation.mode
     draft: Path | None = None  # the weights of the draft model that `speculate` names
     seed: int | None = None  # of requests that have none; None: a fresh one for each
+    prefix_cache_file: bool | str | Path = False  # keeps the prefix cache for the next start; True: beside the model
+    prefix_cache_size: int | str = "1GiB"  # that file never grows beyond
+    adapters: tuple[str | Path, ...] = ()  # LoRAs to load at the start
+    max_lora_rank: int | None = None  # of any adapter; None: no limit but the format's
 
     def __post_init__(self) -> None:
         if parse_mode(self.speculate).needs_draft != (self.draft is not None):
             raise ConfigError(f"speculate is {self.speculate!r} and draft is {self.draft}: give both, or neither")
         parse_kv_type(self.kv_cache_type)
+        parse_bytes(self.prefix_cache_size)
+        if self.prefix_cache_file and not self.enable_prefix_caching:
+            raise ConfigError("prefix_cache_file keeps what prefix caching knows: leave enable_prefix_caching on")
+        if self.max_lora_rank is not None and self.max_lora_rank < 1:
+            raise ConfigError(f"max_lora_rank must be at least 1, not {self.max_lora_rank}")
         if self.max_num_seqs < 1:
             raise ConfigError(f"max_num_seqs must be at least 1, not {self.max_num_seqs}")
         if self.max_num_batched_tokens < self.max_num_seqs:
@@ -60,6 +69,13 @@ def parse_kv_type(text: str) -> KvType:
         if text == known:
             return known  # type: ignore[no-any-return]
     raise ConfigError(f"kv_cache_type must be f16 or int8, not {text!r}")
+
+
+def parse_prefix_cache_file(text: str) -> bool | Path:
+    """What the command line says of the prefix cache's file: on, off, or where it is. ConfigError if it is empty."""
+    if not text:
+        raise ConfigError("the prefix cache file must be on, off or a path, not an empty text")
+    return text == "on" if text in ("on", "off") else Path(text)
 
 
 def parse_bytes(text: int | str) -> int:

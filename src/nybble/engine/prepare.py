@@ -10,6 +10,7 @@ import numpy as np
 
 from nybble.core.errors import ConfigError, PromptError
 from nybble.core.sampling import MAX_SEED, SamplingParams, StructuredOutputsParams
+from nybble.engine.adapters import LoadedAdapter
 from nybble.engine.model import EngineTokenizer
 from nybble.engine.request import Matcher, Pooling, Request, Sequence
 from nybble.engine.rows import DrawRules
@@ -56,6 +57,7 @@ class RequestMaker:
         prompt: str | None,
         priority: int,
         cache_salt: str | None,
+        adapter: LoadedAdapter | None,
         pooling: Pooling | None,
     ) -> Request:
         """See EngineCore.make_request."""
@@ -75,6 +77,7 @@ class RequestMaker:
             prompt=prompt,
             priority=priority,
             cache_salt=cache_salt,
+            adapter=adapter,
             pooling=pooling,
         )
         seed = self._fresh_seed() if params.seed is None else params.seed

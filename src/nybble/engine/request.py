@@ -13,6 +13,7 @@ from nybble.backends.cpu import SampleRow
 from nybble.cache.block_pool import BLOCK_SIZE, block_hash, root_hash
 from nybble.core.outputs import FinishReason, PositionLogprobs, RequestMetrics
 from nybble.core.sampling import SamplingParams
+from nybble.engine.adapters import LoadedAdapter
 from nybble.engine.text import TextStream
 
 Pooling = Literal["mean", "last"]
@@ -95,7 +96,7 @@ class Sequence:
         """What the prefix cache knows a full block by."""
         while len(self.hashes) <= index:
             at = len(self.hashes)
-            parent = self.hashes[-1] if self.hashes else root_hash(self.request.cache_salt)
+            parent = self.hashes[-1] if self.hashes else self.request.root_hash
             self.hashes.append(block_hash(parent, self.token_ids[at * BLOCK_SIZE : (at + 1) * BLOCK_SIZE]))
         return self.hashes[index]
 
@@ -111,6 +112,7 @@ class Request:
     prompt: str | None = None
     priority: int = 0  # the lower, the earlier
     cache_salt: str | None = None
+    adapter: LoadedAdapter | None = None
     pooling: Pooling | None = None  # not None: a vector is wanted, not tokens
     arrival: int = 0  # number in the order of arrival
     sequences: list[Sequence] = field(default_factory=list)
@@ -121,6 +123,11 @@ class Request:
     error: str | None = None
     is_refused: bool = False  # the error is in what it asked for
     is_forked: bool = False  # the samples beyond the first have their own blocks
+
+    @property
+    def root_hash(self) -> bytes:
+        """What its first block follows in the prefix cache."""
+        return root_hash(self.cache_salt, self.adapter.id if self.adapter else "")
 
     @property
     def order(self) -> tuple[int, int]:

@@ -14,12 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from nybble.cache.block_pool import BLOCK_SIZE, BlockPool
+from nybble.engine.kept_prefixes import KeptPrefixes
 from nybble.engine.request import Sequence
 
 Scheduled = list[tuple[Sequence, int]]
 
 # Tokens of prompts in a step that other sequences wait for: it bounds the time between two of their tokens.
 PREFILL_BESIDE_DECODE = 256
+_RESTORED_AT_ONCE = 32  # blocks that come back from a file, for a moment twice in memory
 
 
 def blocks_for(num_tokens: int) -> int:
@@ -42,6 +44,7 @@ class Scheduler:
         max_num_batched_tokens: int,
         max_blocks_per_seq: int,
         enable_prefix_caching: bool,
+        kept: KeptPrefixes | None = None,
     ) -> None:
         self.pool = pool
         self.waiting: list[Sequence] = []  # both in the order in which they are served
@@ -49,9 +52,11 @@ class Scheduler:
         self.num_preemptions = 0
         self.prefix_queries = 0  # prompt tokens that were looked for in the prefix cache
         self.prefix_hits = 0
+        self.restored_blocks = 0  # that came back from a file
         self._max_num_seqs = max_num_seqs
         self._budget = max_num_batched_tokens
         self._prefix_caching = enable_prefix_caching
+        self._kept = kept
         self._to_fork = 0  # samples that will run as soon as their prompt has been read
         self._step = 0
         self._tables = np.zeros((max_num_seqs, max_blocks_per_seq), np.int32)
@@ -166,16 +171,47 @@ class Scheduler:
         return 0 if sequence.request.is_forked else len(sequence.request.sequences) - 1
 
     def _find_prefix(self, sequence: Sequence) -> list[int]:
-        """Blocks that hold the beginning of the sequence. The last token always runs: its logits are wanted."""
-        if not self._prefix_caching or sequence.request.wants_all_hidden:
-            return []
+        """Blocks of the cache that hold the beginning of the sequence."""
         hits = []
-        for index in range((len(sequence.token_ids) - 1) // BLOCK_SIZE):
+        for index in range(self._num_shareable(sequence)):
             block = self.pool.lookup(sequence.hash_of_block(index))
             if block is None:
                 break
             hits.append(block)
         return hits
+
+    def _num_shareable(self, sequence: Sequence) -> int:
+        """How many of its blocks need not be computed. The last token always runs: its logits are wanted."""
+        if not self._prefix_caching or sequence.request.wants_all_hidden:
+            return 0
+        return (len(sequence.token_ids) - 1) // BLOCK_SIZE
+
+    def _restore(self, sequence: Sequence, blocks: list[int], kept: KeptPrefixes) -> None:
+        """Go on behind the blocks that hold its beginning with what the file has, or still the cache further on."""
+        last = self._num_shareable(sequence)
+        while len(blocks) < last:
+            known = self.pool.lookup(sequence.hash_of_block(len(blocks)))
+            if known is not None:
+                self.pool.take(known)
+                blocks.append(known)
+                continue
+            wanted: list[bytes] = []
+            for index in range(len(blocks), min(last, len(blocks) + min(self.pool.num_free, _RESTORED_AT_ONCE))):
+                content = sequence.hash_of_block(index)
+                if content not in kept or self.pool.lookup(content) is not None:
+                    break
+                wanted.append(content)
+            if not wanted:
+                return
+            taken = self.pool.allocate(len(wanted))
+            count = kept.load(wanted, taken)
+            for block, content in zip(taken[:count], wanted, strict=False):
+                self.pool.publish(block, content)
+            self.pool.free(taken[count:])
+            blocks += taken[:count]
+            self.restored_blocks += count
+            if count < len(wanted):
+                return
 
     def _fits(self, sequence: Sequence, hits: list[int]) -> bool:
         """Whether it, with all of its tokens, has room beside what runs."""
@@ -190,6 +226,8 @@ class Scheduler:
     def _start(self, sequence: Sequence, hits: list[int]) -> None:
         for block in hits:
             self.pool.take(block)
+        if self._kept is not None:
+            self._restore(sequence, hits, self._kept)
         sequence.blocks = hits
         sequence.num_published = len(hits)
         sequence.num_computed_tokens = len(hits) * BLOCK_SIZE
@@ -264,6 +302,8 @@ class Scheduler:
 
     def _stop(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
+        if self._kept is not None:
+            self._kept.note(sequence.hashes[: sequence.num_published])
         self.pool.free(sequence.blocks)
         sequence.blocks = []
         self._slots.append(sequence.slot)

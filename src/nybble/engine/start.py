@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from nybble.core.sampling import StructuredOutputsParams
+from nybble.engine.adapters import AdapterShelf
 from nybble.engine.core import EngineCore
 from nybble.engine.grammar import GrammarCompiler
 from nybble.engine.load import LoadedModel, load_model
 from nybble.engine.options import EngineOptions, cache_blocks
+from nybble.engine.prefix_file import open_prefix_cache
 from nybble.engine.prepare import Compiler
 from nybble.engine.request import Matcher
 from nybble.engine.roofline import model_cost
@@ -19,7 +21,8 @@ def start_engine(path: Path, options: EngineOptions) -> tuple[LoadedModel, Engin
     """Load a model and make its engine.
 
     Raises:
-        CheckpointError: the file is missing, damaged or not supported.
+        ModelNotFoundError: an adapter is not there.
+        CheckpointError: a file is missing, damaged or not supported.
         TokenizerError: its tokenizer is, or does not belong to it.
         ConfigError: the draft model does not fit it, an option cannot be used, or there is no memory for the cache.
     """
@@ -32,15 +35,20 @@ def start_engine(path: Path, options: EngineOptions) -> tuple[LoadedModel, Engin
 
 
 def engine_for(loaded: LoadedModel, options: EngineOptions) -> EngineCore:
-    """The engine of a model that is loaded already.
+    """The engine of a model that is loaded already, with the adapters that the options name.
 
     Raises:
-        ConfigError: there is no memory for the cache.
+        ModelNotFoundError, CheckpointError: an adapter is not there, damaged, or made for another model.
+        ConfigError: there is no memory for the cache, or for an adapter.
     """
     bytes_per_block = loaded.model.cache_bytes_per_block
     if loaded.draft is not None:  # its cache has as many blocks
         bytes_per_block += loaded.draft.cache_bytes_per_block
     blocks = cache_blocks(options, context=loaded.context, bytes_per_block=bytes_per_block)
+    kept_in = open_prefix_cache(loaded, options.prefix_cache_file, options.prefix_cache_size)
+    adapters = AdapterShelf(load=loaded.model.load_adapter, spec=loaded.checkpoint.spec, max_rank=options.max_lora_rank)
+    for path in options.adapters:
+        adapters.load(path)
     return EngineCore(
         loaded.model,
         loaded.tokenizer,
@@ -56,6 +64,8 @@ def engine_for(loaded: LoadedModel, options: EngineOptions) -> EngineCore:
         cost=model_cost(loaded.checkpoint),
         speculate=options.speculate,
         draft=loaded.draft,
+        kept_in=kept_in,
+        adapters=adapters,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from nybble.backends.cpu import Step
+from nybble.engine.adapters import step_adapters
 from nybble.engine.hidden import Wanted, hidden_wanted
 from nybble.engine.request import Sequence
 from nybble.engine.scheduler import Scheduled, Scheduler
@@ -36,6 +37,7 @@ def build_step(scheduled: Scheduled, drawing: list[Sequence], scheduler: Schedul
             hidden_rows += range(row + first - begin, row + first - begin + count)
             hidden.append((sequence, first, count))
     sequences = [sequence for sequence, _ in scheduled]
+    adapters, adapter_of = step_adapters(sequences)
     step = Step(
         token_ids=np.array(token_ids, np.int32),
         cu_seqlens_q=np.array(cu_seqlens_q, np.int32),
@@ -43,5 +45,7 @@ def build_step(scheduled: Scheduled, drawing: list[Sequence], scheduler: Schedul
         block_tables=scheduler.block_tables(sequences),
         logit_rows=np.array(logit_rows, np.int32),
         hidden_rows=np.array(hidden_rows, np.int32) if hidden_rows else None,
+        adapters=adapters,
+        adapter_of=adapter_of,
     )
     return step, hidden

@@ -32,7 +32,12 @@ def weights_layer(blobs: BlobFolder, path: Path) -> Layer:
 
 
 def adapter_layer(blobs: BlobFolder, path: Path) -> Layer:
-    """A LoRA: a GGUF or safetensors file, or a folder with one. Raises ConfigError if it is none of them."""
+    """A LoRA: a GGUF or safetensors file, or a folder with one. Raises ConfigError if it is none of them.
+
+    A safetensors file says nothing without the configuration beside it, so of a PEFT folder's it is the folder.
+    """
+    if path.name in _ADAPTER_FILES and (path.parent / "adapter_config.json").is_file():
+        path = path.parent
     if path.is_dir():
         inside = next((path / name for name in _ADAPTER_FILES if (path / name).is_file()), None)
         if inside is None or not (path / "adapter_config.json").is_file():

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import platform
+from pathlib import Path
+
 from nybble import _native
 from nybble.core import env
 from nybble.core.errors import ConfigError
@@ -43,6 +48,26 @@ def chosen_threads(threads: int | None) -> int:
     if not 1 <= threads <= 1024:
         raise ConfigError(f"the number of threads must be between 1 and 1024, not {threads}")
     return threads
+
+
+@functools.cache
+def machine_identity() -> bytes:
+    """A digest of the compiled kernels and of what their results may depend on in this machine, to the bit.
+
+    The C library chooses its sine and cosine by what the processor can do.
+    """
+    digest = hashlib.blake2b(Path(_native.__file__).read_bytes())
+    digest.update(repr((platform.machine(), platform.libc_ver(), _processor_flags())).encode())
+    return digest.digest()
+
+
+def _processor_flags() -> list[str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return [platform.processor()]
+    names = ("flags", "Features", "model name", "CPU part")
+    return [line for line in dict.fromkeys(lines) if line.partition(":")[0].strip() in names]
 
 
 def measure_read_gb_s(threads: int | None = None) -> float:

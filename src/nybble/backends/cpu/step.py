@@ -8,6 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from nybble.backends.cpu.adapter import CpuAdapter
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -22,6 +24,8 @@ class Step:
     block_tables: npt.NDArray[np.int32]  # [sequences, blocks]; entries past a sequence's last token are not read
     logit_rows: npt.NDArray[np.int32]  # the tokens of the step whose logits are wanted
     hidden_rows: npt.NDArray[np.int32] | None = None  # the tokens whose final-normed hidden states are wanted
+    adapters: tuple[CpuAdapter, ...] = ()  # that its sequences use
+    adapter_of: npt.NDArray[np.int32] | None = None  # for each sequence which of them, -1: none; None: nobody has one
 
 
 @dataclass(frozen=True, slots=True)
