@@ -4,13 +4,14 @@
     python bench/interop/foreign.py --text FILE [--tokens 256] --work DIR HF_FOLDER RECIPE ...
 
 RECIPE: nf4, nf4-double, fp4, bnb-int8 (bitsandbytes through transformers), gptq-4bit, gptq-8bit (GPTQModel), or
-w4a16, w4a16-asym, w8a16, fp8-dynamic, w8a8 (llm-compressor, round to nearest).
+w4a16, w4a16-asym, w8a16, fp8a16, fp8-dynamic, w8a8 (llm-compressor, round to nearest).
 """
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 from reading import decoder_logits, dequantized_logits, kernel_logits, row, tokens_of, transformers_logits
@@ -22,7 +23,15 @@ BITSANDBYTES = {
     "fp4": {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4"},
     "bnb-int8": {"load_in_8bit": True},
 }
-LLM_COMPRESSOR = {"w4a16", "w4a16-asym", "w8a16", "w8a8", "fp8-dynamic"}
+# Its presets have groups of 128, which do not divide every width of small models. The last two round activations too.
+LLM_COMPRESSOR: dict[str, dict[str, Any] | str] = {
+    "w4a16": {"num_bits": 4, "symmetric": True, "strategy": "group", "group_size": 64},
+    "w4a16-asym": {"num_bits": 4, "symmetric": False, "strategy": "group", "group_size": 64},
+    "w8a16": {"num_bits": 8, "symmetric": True, "strategy": "channel"},
+    "fp8a16": {"num_bits": 8, "type": "float", "symmetric": True, "strategy": "channel"},
+    "fp8-dynamic": "FP8_DYNAMIC",
+    "w8a8": "W8A8",
+}
 
 
 def by_bitsandbytes(source: Path, target: Path, recipe: str) -> None:
@@ -49,8 +58,13 @@ def by_llm_compressor(source: Path, target: Path, recipe: str) -> None:
     from llmcompressor.modifiers.quantization import QuantizationModifier
 
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float16)
-    scheme = recipe.upper().replace("-", "_")
-    oneshot(model=model, recipe=QuantizationModifier(targets="Linear", scheme=scheme, ignore=["lm_head"]))
+    scheme = LLM_COMPRESSOR[recipe]
+    if isinstance(scheme, str):
+        modifier = QuantizationModifier(targets="Linear", scheme=scheme, ignore=["lm_head"])
+    else:
+        group = {"targets": ["Linear"], "weights": scheme}
+        modifier = QuantizationModifier(config_groups={"group_0": group}, ignore=["lm_head"])
+    oneshot(model=model, recipe=modifier)
     model.save_pretrained(target, save_compressed=True)
 
 
