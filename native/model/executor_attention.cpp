@@ -11,7 +11,8 @@ void Executor::project_qkv(Worker& worker, const LayerRun& layer, const Operand&
     const GemmList list(machine_, in, {&w.q, &w.k, &w.v}, worker.size());
     list.run(worker, memory(worker).results.data(),
              [&](int which, int row0, int rows, int token0, int tokens, float* out) {
-                 if (has_adapters()) add_second_factors(site, which, row0 / kGroupRows, token0, tokens, out, kGroupRows);
+                 if (has_adapters())
+                     add_second_factors(site, which, row0 / kGroupRows, token0, tokens, out, kGroupRows);
                  const Vector& bias = *biases[which];
                  for (int t = 0; t < tokens; ++t, out += kGroupRows) {
                      float* to = qkv_row(token0 + t, layer.config) + starts[which] + row0;

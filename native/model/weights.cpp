@@ -82,8 +82,8 @@ Digest Weights::fingerprint(ThreadPool& pool) const {
         const int format = slot.matrix != nullptr ? static_cast<int>(slot.matrix->format()) : -1;
         heads += name + ' ' + std::to_string(format) + ' ' + std::to_string(slot.rows) + ' ' +
                  std::to_string(slot.cols) + '\n';
-        const std::uint8_t* data = slot.matrix != nullptr ? slot.matrix->group(0)
-                                                          : reinterpret_cast<const std::uint8_t*>(slot.vector->data());
+        const std::uint8_t* data =
+            slot.matrix != nullptr ? slot.matrix->group(0) : reinterpret_cast<const std::uint8_t*>(slot.vector->data());
         const std::size_t size = slot.matrix != nullptr ? slot.matrix->bytes() : slot.vector->size() * sizeof(float);
         for (std::size_t at = 0; at < size; at += kPiece) pieces.emplace_back(data + at, std::min(kPiece, size - at));
     }

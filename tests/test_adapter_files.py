@@ -152,8 +152,9 @@ def test_what_a_config_may_not_say(changes: dict[str, Any], message: str, lora: 
 
 def test_harmless_settings_pass(lora: Path, spec: ModelSpec) -> None:
     change_config(
-        lora, init_lora_weights="gaussian", rank_pattern={r"^model\.layers\.0\.self_attn\.q_proj$": 4}, 
-        peft_version="1", revision="main", layers_to_transform=[0], modules_to_save=[], loftq_config={}, exclude_modules="x",
+        lora, init_lora_weights="gaussian", rank_pattern={r"^model\.layers\.0\.self_attn\.q_proj$": 4},
+        peft_version="1", revision="main", layers_to_transform=[0], modules_to_save=[], loftq_config={},
+        exclude_modules="x",
     )  # fmt: skip
     assert open_adapter(lora, spec).rank == 4
 
