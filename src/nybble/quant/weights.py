@@ -24,7 +24,7 @@ NF4_VALUES: Floats = np.array(
     np.float32,
 )  # fmt: skip
 _FP4_HALF = np.array([0, 0.0625, 8, 12, 4, 6, 2, 3], np.float32) / np.float32(12)
-FP4_VALUES: Floats = np.concatenate([_FP4_HALF, -_FP4_HALF])
+FP4_VALUES: Floats = np.concatenate([_FP4_HALF, 0 - _FP4_HALF])  # bitsandbytes has +0 twice, not -0
 CODEBOOKS: dict[str, Floats] = {"nf4": NF4_VALUES, "fp4": FP4_VALUES}
 
 _INT8_STEP = np.float32(1.0 / 127.0)

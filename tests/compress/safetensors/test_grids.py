@@ -16,7 +16,7 @@ from nybble.compress.bnb.algorithm import dynamic_code, nest_absmax, quantize_4b
 from nybble.compress.gptq.algorithm import GptqOptions, Order, gptq, inverse_factor, output_error, prepare
 from nybble.compress.grids import Grid, find_params, round_to_nearest
 from nybble.compress.rtn.float8 import quantize_float8
-from nybble.quant.weights import NF4_VALUES
+from nybble.quant.weights import FP4_VALUES, NF4_VALUES
 
 pytestmark = pytest.mark.unit
 
@@ -205,6 +205,12 @@ def test_nf4_are_quantiles_of_a_normal_distribution() -> None:
     down = -normal.icdf(torch.linspace(offset, 0.5, 8, dtype=torch.float64)[:-1])
     values = torch.cat((up, down, torch.zeros(1))).sort().values
     np.testing.assert_allclose(NF4_VALUES, values / values.max(), atol=1e-6)
+
+
+def test_the_table_of_fp4_has_no_negative_zero() -> None:
+    """It is written into every file, where bitsandbytes has two positive ones."""
+    assert np.flatnonzero(FP4_VALUES == 0).tolist() == [0, 8]
+    assert not np.signbit(FP4_VALUES[[0, 8]]).any()
 
 
 def test_what_bitsandbytes_gives() -> None:
