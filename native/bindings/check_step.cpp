@@ -83,7 +83,8 @@ void check_step(const Model& model, const KvCache& cache, const Step& step) {
             "adapter_of must have one entry for each sequence");
     for (const std::int32_t index : step.adapter_of) {
         if (index < -1 || index >= static_cast<std::int64_t>(step.adapters.size())) {
-            fail("adapter_of names adapter " + text(index) + " of " + text(static_cast<std::int64_t>(step.adapters.size())));
+            fail("adapter_of names adapter " + text(index) + " of " +
+                 text(static_cast<std::int64_t>(step.adapters.size())));
         }
     }
 }

@@ -1,11 +1,11 @@
 #include "model/model.h"
 
-#include <deque>
-
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
+
+#include <deque>
 
 #include "base/cpu_count.h"
 #include "bindings/bindings.h"

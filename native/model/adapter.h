@@ -1,4 +1,5 @@
-// A low-rank adapter (LoRA, Hu et al. 2021, arXiv 2106.09685): for some matrices W of the model, y = W x + factor B (A x).
+// A low-rank adapter (LoRA, Hu et al. 2021, arXiv 2106.09685): for some matrices W of the model, y = W x + factor B (A
+// x).
 //
 // An adapter belongs to a step, not to a model: steps name the adapters of their sequences, so loading and unloading
 // one needs no word to the executor.

@@ -104,8 +104,7 @@ void Executor::fill_rope_tables(int token) {
 }
 
 // x += post_norm(y) where there is one, then norm(x) becomes the operand.
-void Executor::normalise(Worker& worker, const Vector* post_norm, const Vector& norm, const Operand& to,
-                         SiteRef site) {
+void Executor::normalise(Worker& worker, const Vector* post_norm, const Vector& norm, const Operand& to, SiteRef site) {
     const int hidden = config_.hidden_size;
     float* row = memory(worker).rows.data();
     worker.parallel_for(tokens_, grain(worker, tokens_), [&](std::int64_t begin, std::int64_t end) {
@@ -126,18 +125,17 @@ void Executor::normalise(Worker& worker, const Vector* post_norm, const Vector& 
 void Executor::multiply_to_stream(Worker& worker, const Operand& in, const Matrix& matrix, const Vector& bias,
                                   bool has_post_norm, SiteRef site) {
     const GemmList list(machine_, in, {&matrix}, worker.size());
-    list.run(worker, memory(worker).results.data(),
-             [&](int, int row0, int rows, int token0, int tokens, float* out) {
-                 if (has_adapters()) add_second_factors(site, 0, row0 / kGroupRows, token0, tokens, out, kGroupRows);
-                 for (int t = 0; t < tokens; ++t, out += kGroupRows) {
-                     float* x = x_row(token0 + t) + row0;
-                     float* y = has_post_norm ? y_row(token0 + t) + row0 : x;
-                     for (int r = 0; r < rows; ++r) {
-                         const float value = bias.empty() ? out[r] : out[r] + bias[static_cast<std::size_t>(row0 + r)];
-                         y[r] = has_post_norm ? value : x[r] + value;
-                     }
-                 }
-             });
+    list.run(worker, memory(worker).results.data(), [&](int, int row0, int rows, int token0, int tokens, float* out) {
+        if (has_adapters()) add_second_factors(site, 0, row0 / kGroupRows, token0, tokens, out, kGroupRows);
+        for (int t = 0; t < tokens; ++t, out += kGroupRows) {
+            float* x = x_row(token0 + t) + row0;
+            float* y = has_post_norm ? y_row(token0 + t) + row0 : x;
+            for (int r = 0; r < rows; ++r) {
+                const float value = bias.empty() ? out[r] : out[r] + bias[static_cast<std::size_t>(row0 + r)];
+                y[r] = has_post_norm ? value : x[r] + value;
+            }
+        }
+    });
 }
 
 // Every row is normalised anew, and not in place: a token may be asked for twice.

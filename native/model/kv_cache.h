@@ -46,7 +46,8 @@ public:
     }
     // Copies whole blocks of all layers, one pair after the other: a block that was copied to may be copied from.
     void copy_blocks(std::span<const BlockCopy> pairs, ThreadPool& pool);
-    // A block in one piece, layer after layer: bytes_per_block bytes. Another thread may read a block that no step writes.
+    // A block in one piece, layer after layer: bytes_per_block bytes. Another thread may read a block that no step
+    // writes.
     void read_block(int block, std::uint8_t* out) const;
     void write_block(int block, const std::uint8_t* from);
     // What one more block takes in all layers.

@@ -19,8 +19,8 @@ struct Step {
     std::ptrdiff_t max_blocks = 0;
     std::span<const std::int32_t> logit_rows;   // for which tokens of the step logits are wanted
     std::span<const std::int32_t> hidden_rows;  // and for which the final-normed hidden states
-    std::span<const Adapter* const> adapters;    // those that the step needs, none twice
-    std::span<const std::int32_t> adapter_of;    // per sequence, -1: none; empty if no sequence has one
+    std::span<const Adapter* const> adapters;   // those that the step needs, none twice
+    std::span<const std::int32_t> adapter_of;   // per sequence, -1: none; empty if no sequence has one
 
     int tokens() const { return static_cast<int>(token_ids.size()); }
     int sequences() const { return static_cast<int>(context_lens.size()); }
