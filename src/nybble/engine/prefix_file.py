@@ -22,7 +22,7 @@ def default_place(model: Path) -> Path:
     if not any(model.is_relative_to(folder.absolute()) for folder in managed) and os.access(model.parent, os.W_OK):
         return model.with_name(model.name + SUFFIX)
     key = hashlib.blake2b(str(model).encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
-    return env.home() / "prefix-cache" / f"{model.stem[:60]}-{key}{SUFFIX}"
+    return _own_folder() / f"{model.stem[:60]}-{key}{SUFFIX}"
 
 
 def open_prefix_cache(loaded: LoadedModel, file: bool | str | Path, size: int | str) -> BlockFile | None:
@@ -38,7 +38,7 @@ def open_prefix_cache(loaded: LoadedModel, file: bool | str | Path, size: int | 
     limit = parse_bytes(size)
     path = default_place(loaded.checkpoint.path) if file is True else Path(file).expanduser()
     try:
-        if file is True:
+        if path.parent == _own_folder():
             _make_folder(path.parent)
         kept = BlockFile.open(
             path,
@@ -51,6 +51,10 @@ def open_prefix_cache(loaded: LoadedModel, file: bool | str | Path, size: int | 
         return None
     logger.info("%s holds %d of at most %d blocks of the prefix cache", path, len(kept), kept.num_slots)
     return kept
+
+
+def _own_folder() -> Path:
+    return env.home() / "prefix-cache"
 
 
 def _make_folder(folder: Path) -> None:
