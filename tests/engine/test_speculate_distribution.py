@@ -17,7 +17,7 @@ pytestmark = pytest.mark.unit
 
 VOCAB = 8
 TEMPERATURE = 0.8
-LENGTH, ROUNDS, BATCH = 250, 10, 40  # 100,000 tokens
+LENGTH, ROUNDS, BATCH = 250, 4, 100  # 100,000 tokens
 # The 99.99 % quantile of chi-square with 8 x 7 degrees of freedom.
 LIMIT = 106.1
 
@@ -67,7 +67,7 @@ def test_the_distribution_is_that_of_the_target() -> None:
     random = np.random.default_rng(7)
     table = random.normal(0, 1.5, (VOCAB, VOCAB)).astype(np.float32)
     other = (table + random.normal(0, 1.0, table.shape)).astype(np.float32)  # a draft that is often wrong
-    sampler = CpuModel(native_sampler(VOCAB))
+    sampler = CpuModel(native_sampler(VOCAB, threads=1))
     target = Chain(sampler, table)
     core = engine(target, Chain(sampler, other), "draft=small,k=3,always")
     found = texts(core, ROUNDS)

@@ -28,14 +28,14 @@ def create(
 ) -> None:
     """Make a model from a Modelfile. A model file on this machine is linked, not copied."""
     text, folder, where = _read(file)
-    quantizer = None if quantize is None else _quantizer(quantize)
+    writes = None if quantize is None else quantizer(quantize)
     try:
         Library().create(
             name,
             text,
             base_folder=folder,
             progress=lambda message: print(message, file=sys.stderr, flush=True),
-            quantize=quantizer,
+            quantize=writes,
         )
     except ModelfileError as error:
         raise error.named(where) from error
@@ -59,8 +59,8 @@ def _read(file: Path) -> tuple[str, Path, str]:
     raise AssertionError
 
 
-def _quantizer(to: str) -> Quantize:
-    """Raises ConfigError if there is no such GGUF type."""
+def quantizer(to: str) -> Quantize:
+    """What writes weights in a GGUF type. Raises ConfigError if there is no such type."""
     method = find(to, Path("model.gguf"))
     if method.container != "gguf":
         raise ConfigError(f"-q takes a GGUF type, which {method.name} is not: `nybble quantize --to` writes it")

@@ -1,10 +1,14 @@
-"""`nybble serve`: a model as an HTTP endpoint."""
+"""`nybble serve`: one model, or all that have a name on this machine, over HTTP."""
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import sys
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,26 +16,46 @@ import typer
 from nybble.cli.named import speculation, stored_model
 from nybble.cli.options import (
     KvCacheTypeOption,
-    ModelArgument,
     SpeculateOption,
     ThreadsOption,
     draft_weights,
     local_path,
 )
+from nybble.core.errors import ConfigError
 from nybble.engine.async_engine import AsyncEngine
-from nybble.engine.options import EngineOptions, parse_kv_type
-from nybble.engine.roofline import measure_roofline
+from nybble.engine.options import EngineOptions, free_memory, parse_bytes, parse_kv_type
+from nybble.engine.roofline import Roofline, measure_roofline
 from nybble.engine.speculation.mode import parse_mode
 from nybble.serve.app import create_app
+from nybble.serve.errors import ApiError
 from nybble.serve.lifecycle import bind
 from nybble.serve.lifecycle import serve as answer_requests
+from nybble.serve.loading import Loader, modelfile_options, size_of
+from nybble.serve.models import Models
+from nybble.serve.ollama.options import keep_alive_seconds
+from nybble.serve.preset import use_template
 from nybble.serve.settings import ServeSettings
+from nybble.store import Library
+from nybble.store.create import Quantize
+
+OLLAMA_PORT = 11434
+_SHARE_OF_FREE_MEMORY = 0.8
+
+logger = logging.getLogger(__name__)
 
 
 def serve(
-    model: ModelArgument,
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[MODEL]",
+            help="A GGUF file, a Hugging Face folder, or a name. Without it: every model of `nybble list`, loaded "
+            "when it is asked for.",
+        ),
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    ollama: Annotated[bool, typer.Option("--ollama", help="Listen on port 11434 too, where Ollama would.")] = False,
     api_key: Annotated[
         str | None, typer.Option(envvar="NYBBLE_API_KEY", help="Clients must send it. Better in the environment.")
     ] = None,
@@ -39,8 +63,22 @@ def serve(
     ctx: Annotated[int | None, typer.Option(min=1, help="The longest request, in tokens.")] = None,
     max_num_seqs: Annotated[int, typer.Option(min=1, help="Sequences that run at once.")] = 64,
     kv_cache_memory: Annotated[
-        str | None, typer.Option(help="Memory of the cache, like 4GiB; by default half of what is free.")
+        str | None,
+        typer.Option(
+            help="Memory of the cache, like 4GiB; by default half of what is free, or two full contexts of each of "
+            "several models."
+        ),
     ] = None,
+    model_memory: Annotated[
+        str | None,
+        typer.Option(help="Memory of all models together, like 16GiB; by default 80 % of what is free."),
+    ] = None,
+    keep_alive: Annotated[
+        str,
+        typer.Option(
+            envvar="NYBBLE_KEEP_ALIVE", help="How long an idle model stays in memory, like 5m or 30s; -1 for ever."
+        ),
+    ] = "5m",
     threads: ThreadsOption = None,
     max_queue: Annotated[int, typer.Option(min=1, help="Requests that may wait or run.")] = 256,
     drain_timeout: Annotated[
@@ -53,41 +91,104 @@ def serve(
     speculate: SpeculateOption = None,
     prefix_caching: Annotated[bool, typer.Option(help="Reuse what equal beginnings of prompts have computed.")] = True,
 ) -> None:
-    """Serve a model over OpenAI's HTTP API."""
+    """Serve models over the HTTP APIs of OpenAI, Ollama and TGI."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    listening = bind(host, port)  # before the model is loaded: a port that is taken says so at once
+    # Before a model is loaded or fetched, so that what is wrong is said at once.
+    listening = [bind(host, port)]
+    if ollama:
+        listening.append(bind(host, OLLAMA_PORT, hint="stop what listens there, or leave out --ollama"))
     if speculate is not None:
-        parse_mode(speculate)  # a wrong one says so before a model is fetched
-    path = local_path(model)
-    stored = stored_model(model)
-    mode = speculation(stored.parameters if stored is not None else {}, speculate)
-    name = served_model_name or (model if not os.path.exists(model) else path.stem)
-    roofline = measure_roofline(threads)  # before the weights take their memory
-    with draft_weights(mode, path, threads=threads) as draft:
-        options = EngineOptions(
-            max_model_len=ctx,
-            max_num_seqs=max_num_seqs,
-            max_num_batched_tokens=max(512, max_num_seqs),
-            kv_cache_memory=kv_cache_memory,
-            enable_prefix_caching=prefix_caching,
-            kv_cache_type=parse_kv_type(kv_cache_type),
-            speculate=mode,
-            draft=draft,
-            threads=threads,
-        )
-        engine = AsyncEngine.from_model(path, options=options, model_name=name)
+        parse_mode(speculate)
+    seconds = _seconds(keep_alive)
+    options = EngineOptions(
+        max_model_len=ctx,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max(512, max_num_seqs),
+        kv_cache_memory=None if kv_cache_memory is None else parse_bytes(kv_cache_memory),
+        enable_prefix_caching=prefix_caching,
+        kv_cache_type=parse_kv_type(kv_cache_type),
+        threads=threads,
+    )
     settings = ServeSettings(
-        model_name=name,
+        model_name=served_model_name or "",
         host=host,
         api_key=api_key,
         allowed_origins=tuple(allowed_origin or ()),
         max_queue=max_queue,
         drain_timeout=drain_timeout,
     )
-    address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
+    roofline = measure_roofline(threads)  # before the weights take their memory
+    if model is None:
+        if served_model_name is not None:
+            raise ConfigError("--served-model-name names one model: give that model, or leave the option out")
+        models = _many(options, settings, roofline, speculate, model_memory, seconds)
+        what = f"every model of `nybble list` ({len(Library().list())} now)"
+    else:
+        if model_memory is not None:
+            raise ConfigError("--model-memory is for a server without a MODEL: one model has --kv-cache-memory")
+        models = _one(model, options, settings, roofline, speculate)
+        settings = models.settings
+        what = settings.model_name
+    ports = [one.getsockname()[1] for one in listening]
+    addresses = [f"http://{f'[{host}]' if ':' in host else host}:{port}" for port in ports]
+    places = f"{addresses[0]}/v1" + (f" and, as Ollama would be, at {addresses[1]}" if ollama else "")
     answer_requests(
-        create_app(engine, settings, roofline),
-        [listening],
+        create_app(models, settings, quantizer=_quantizer),
+        listening,
         settings,
-        lambda: print(f"{name} is served at {address}/v1", file=sys.stderr, flush=True),
+        lambda: print(f"{what} is served at {places}", file=sys.stderr, flush=True),
     )
+
+
+def _one(
+    model: str, options: EngineOptions, settings: ServeSettings, roofline: Roofline, speculate: str | None
+) -> Models:
+    """The model, loaded. What a Modelfile says counts where the options say nothing."""
+    path = local_path(model)
+    stored = stored_model(model)
+    mode = speculation(stored.parameters if stored is not None else {}, speculate)
+    name = settings.model_name or (model if not os.path.exists(model) else path.stem)
+    if stored is not None:
+        options = modelfile_options(options, stored)
+    with draft_weights(mode, path, threads=options.threads) as draft:
+        options = replace(options, speculate=mode, draft=draft)
+        engine = AsyncEngine.from_model(path, options=options, model_name=name)
+    if stored is not None:
+        use_template(engine, stored)
+    size = size_of(engine, path, options.kv_cache_type)
+    return Models.of_one(engine, replace(settings, model_name=name), roofline, stored, size)
+
+
+def _many(
+    options: EngineOptions,
+    settings: ServeSettings,
+    roofline: Roofline,
+    speculate: str | None,
+    model_memory: str | None,
+    keep_alive: float,
+) -> Models:
+    """Every model of the store, to be loaded when it is asked for."""
+    memory = int(free_memory() * _SHARE_OF_FREE_MEMORY) if model_memory is None else parse_bytes(model_memory)
+    origin = "80 % of what is free" if model_memory is None else "--model-memory"
+    logger.info("models may take %.2f GB of memory together (%s)", memory / 1e9, origin)
+
+    def drafts(mode: str, target: Path) -> AbstractContextManager[Path | None]:
+        return draft_weights(mode, target, threads=options.threads)
+
+    loader = Loader(options, lambda stored: speculation(stored.parameters, speculate), drafts)
+    return Models(settings, library=Library(), loader=loader, memory=memory, keep_alive=keep_alive, roofline=roofline)
+
+
+def _seconds(keep_alive: str) -> float:
+    """Raises ConfigError if it is no length of time."""
+    try:
+        return keep_alive_seconds(keep_alive)
+    except ApiError as error:
+        raise ConfigError(f"--keep-alive: {error.message}") from None
+
+
+def _quantizer(to: str) -> Quantize:
+    """What writes weights in a GGUF type, for /api/create."""
+    # What quantises takes longer to import than a model to load.
+    made: Quantize = importlib.import_module("nybble.cli.create").quantizer(to)
+    return made

@@ -17,6 +17,8 @@ from nybble.serve.bodies import JsonRoute, check_length
 from nybble.serve.errors import ApiError, add_error_handlers
 from nybble.serve.guard import Guard
 from nybble.serve.models import Models, Resident
+from nybble.serve.ollama.manage import Quantizer
+from nybble.serve.ollama.routes import add_ollama_routes
 from nybble.serve.openai.chat import Chat
 from nybble.serve.openai.completions import Completions
 from nybble.serve.openai.conversation import prompt_ids
@@ -25,10 +27,17 @@ from nybble.serve.openai.schemas import ChatBody, CompletionBody, DetokenizeBody
 from nybble.serve.settings import ServeSettings
 
 
-def create_app(source: AsyncEngine | Models, settings: ServeSettings, roofline: Roofline | None = None) -> FastAPI:
+def create_app(
+    source: AsyncEngine | Models,
+    settings: ServeSettings,
+    roofline: Roofline | None = None,
+    *,
+    quantizer: Quantizer | None = None,
+) -> FastAPI:
     """The routes over one engine or many models. `app.state.models` is what they share.
 
-    roofline: of this machine, for the metrics, if it was measured; many models have their own.
+    roofline: of this machine, for the metrics, if it was measured; Models know it already. quantizer: what does
+    `quantize` of Ollama's /api/create.
     """
     models = source if isinstance(source, Models) else Models.of_one(source, settings, roofline)
     app = FastAPI(title="nybble", version=__version__, docs_url=None, redoc_url=None)
@@ -44,6 +53,7 @@ def create_app(source: AsyncEngine | Models, settings: ServeSettings, roofline: 
             CORSMiddleware, allow_origins=list(settings.allowed_origins), allow_methods=["*"], allow_headers=["*"]
         )
     app.add_middleware(Guard, settings=settings)
+    add_ollama_routes(app, models, allowed_origins=settings.allowed_origins, quantizer=quantizer)
     return app
 
 

@@ -21,8 +21,8 @@ from nybble.serve.settings import ServeSettings
 logger = logging.getLogger(__name__)
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 takes a free one.
+def bind(host: str, port: int, *, hint: str = "choose another --port") -> socket.socket:
+    """A listening socket; port 0 takes a free one. hint: what to do if it is taken.
 
     Raises:
         ConfigError: the address cannot be used.
@@ -39,7 +39,7 @@ def bind(host: str, port: int) -> socket.socket:
             raise
     except OSError as error:
         why = error.strerror or error
-        raise ConfigError(f"cannot listen on {host} port {port}: {why}; choose another --port") from None
+        raise ConfigError(f"cannot listen on {host} port {port}: {why}; {hint}") from None
     return listening
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from nybble.core.errors import ConfigError
 from nybble.engine.async_engine import AsyncEngine
 from nybble.engine.needs import memory_needs
-from nybble.engine.options import EngineOptions, parse_bytes
+from nybble.engine.options import EngineOptions, KvCacheType, parse_bytes
+from nybble.engine.scheduler import blocks_for
 from nybble.serve.preset import use_template
 from nybble.store import StoredModel
 
@@ -59,10 +60,8 @@ class Loader:
         mode = self.speculation(stored)
         with self.drafts(mode, stored.path) as draft:
             options = replace(
-                self.options,
-                max_model_len=self._context(stored),
+                modelfile_options(self.options, stored),
                 kv_cache_memory=self._sizes(stored)[1],
-                threads=self.options.threads or _number(stored, "num_thread"),
                 speculate=mode,
                 draft=draft,
             )
@@ -71,13 +70,26 @@ class Loader:
         return engine
 
     def _sizes(self, stored: StoredModel) -> tuple[int, int]:
-        needs = memory_needs(stored.path, context=self._context(stored), kv_cache_type=self.options.kv_cache_type)
+        context = modelfile_options(self.options, stored).max_model_len
+        needs = memory_needs(stored.path, context=context, kv_cache_type=self.options.kv_cache_type)
         if self.options.kv_cache_memory is not None:
             return needs.weights, parse_bytes(self.options.kv_cache_memory)
         return needs.weights, needs.cache * min(self.options.max_num_seqs, _CACHED_CONTEXTS)
 
-    def _context(self, stored: StoredModel) -> int | None:
-        return self.options.max_model_len or _number(stored, "num_ctx")
+
+def modelfile_options(options: EngineOptions, stored: StoredModel) -> EngineOptions:
+    """Options, with what the model's Modelfile says where they leave something open."""
+    return replace(
+        options,
+        max_model_len=options.max_model_len or _number(stored, "num_ctx"),
+        threads=options.threads or _number(stored, "num_thread"),
+    )
+
+
+def size_of(engine: AsyncEngine, path: Path, kv_cache_type: KvCacheType) -> int:
+    """Bytes that a loaded model takes, weights and cache."""
+    needs = memory_needs(path, context=engine.context, kv_cache_type=kv_cache_type)
+    return needs.weights + needs.cache * engine.stats().num_blocks // blocks_for(engine.context)
 
 
 def _number(stored: StoredModel, parameter: str) -> int | None:
