@@ -106,6 +106,9 @@ class OllamaServed:
         """The text that the model was last given, with its control tokens."""
         return tokenizer().decode(self.model.prompts[-1], skip_special=False)
 
+    def get(self, path: str, **options: Any) -> httpx.Response:
+        return httpx.get(self.url + path, **options)
+
     def post(self, path: str, body: Any, **options: Any) -> httpx.Response:
         return httpx.post(self.url + path, json=body, timeout=30, **options)
 

@@ -103,7 +103,10 @@ async def _lines(first: dict[str, Any], chunks: Chunks) -> AsyncGenerator[bytes,
 async def _joined(chunks: Chunks) -> dict[str, Any]:
     whole: dict[str, Any] = {}
     async for chunk in chunks:
-        _join(whole, chunk)
+        if "status" in chunk:  # of a model that is made or fetched: the last one counts
+            whole = chunk
+        else:
+            _join(whole, chunk)
     return whole
 
 
