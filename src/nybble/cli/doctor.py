@@ -5,23 +5,34 @@ from __future__ import annotations
 import os
 import platform
 from importlib.metadata import version
+from typing import Annotated
 
+import typer
 from rich.console import Console
 from rich.table import Table
 
 from nybble import __version__
 from nybble.backends.cpu import best_isa, default_threads
-from nybble.cli.options import ThreadsOption
+from nybble.cli.options import ThreadsOption, announce, local_path
 from nybble.core import env
+from nybble.engine.load import load_model
 from nybble.engine.roofline import Roofline, measure_roofline
+from nybble.engine.speculation.curve import CostCurve, measure_curve
 
 SIZES = (0.135e9, 0.5e9, 1.5e9, 3e9, 8e9, 14e9)  # weights
 BITS_PER_WEIGHT = 4.85  # of a Q4_K_M file, about
+BATCHES = (1, 8)  # sequences of the cost curve
 VARIABLES = ("NYBBLE_ISA", "NYBBLE_ACT", "NYBBLE_HOME")
 
 
-def doctor(threads: ThreadsOption = None) -> None:
+def doctor(
+    model: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help="Measure what steps of this model cost here as well.")
+    ] = None,
+    threads: ThreadsOption = None,
+) -> None:
     """Show the instruction set, threads and measured limits of this machine, and what they allow."""
+    path = None if model is None else local_path(model)
     console = Console()
     chosen = threads or default_threads()
     facts = Table(show_header=False, box=None)
@@ -40,6 +51,23 @@ def doctor(threads: ThreadsOption = None) -> None:
     facts.add_row("int8 peak", f"{roofline.int8_gops:.0f} Gop/s")
     console.print(facts)
     console.print(_limits(roofline))
+    if path is not None:
+        announce(f"measuring steps of {path.name}, which takes up to a minute")
+        loaded = load_model(path, threads=threads, context=128)
+        console.print(_curves(path.name, [measure_curve(loaded.model, batch) for batch in BATCHES]))
+
+
+def _curves(name: str, curves: list[CostCurve]) -> Table:
+    """c(k): speculation pays where it brings more tokens than this costs steps."""
+    table = Table("k", title=f"c(k) of {name}: a step with k tokens of each sequence, against one with 1")
+    for curve in curves:
+        of = "1 sequence" if curve.num_sequences == 1 else f"{curve.num_sequences} sequences"
+        table.add_column(f"{of}, ms", justify="right")
+        table.add_column("c(k)", justify="right")
+    for count in range(1, len(curves[0].seconds) + 1):
+        cells = [(f"{curve.seconds[count - 1] * 1e3:.1f}", f"{curve.ratio(count):.2f}") for curve in curves]
+        table.add_row(str(count), *(cell for pair in cells for cell in pair))
+    return table
 
 
 def _limits(roofline: Roofline) -> Table:
