@@ -13,6 +13,7 @@ from nybble.core.errors import ConfigError
 
 Isa = Literal["generic", "avx2", "avx512"]
 ActivationType = Literal["int8", "f32"]
+TorchOps = Literal["auto", "triton", "torch"]
 
 
 def isa() -> Isa | None:
@@ -35,6 +36,17 @@ def activation_type() -> ActivationType:
     if value:
         raise _bad("NYBBLE_ACT", value, get_args(ActivationType))
     return "int8"
+
+
+def torch_ops() -> TorchOps:
+    """NYBBLE_TORCH_OPS: what runs the torch backend's operations. auto: Triton's kernels on a GPU, torch elsewhere."""
+    value = os.environ.get("NYBBLE_TORCH_OPS", "")
+    for known in get_args(TorchOps):
+        if value == known:
+            return known  # type: ignore[no-any-return]
+    if value:
+        raise _bad("NYBBLE_TORCH_OPS", value, get_args(TorchOps))
+    return "auto"
 
 
 def home() -> Path:
@@ -61,6 +73,11 @@ def ollama_models() -> list[Path]:
     if value:
         return [Path(value).expanduser()]
     return [Path.home() / ".ollama" / "models", Path("/usr/share/ollama/.ollama/models")]
+
+
+def hides_all_gpus() -> bool:
+    """CUDA_VISIBLE_DEVICES: whether it names none."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "unset").strip() in ("", "-1")
 
 
 def _bad(name: str, value: str, allowed: tuple[str, ...]) -> ConfigError:
