@@ -33,3 +33,7 @@ class StoreError(NybbleError):
 
 class OutputError(NybbleError):
     """A result cannot be written: it exists already, or the disk is full, read-only or gone."""
+
+
+class TrainingError(NybbleError):
+    """A training run cannot go on: its loss is not a number any more."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from nybble.checkpoint import Checkpoint, Tensor, open_checkpoint
 from nybble.compress.gguf.mixes import Facts, in_file_order
-from nybble.compress.gguf.model_keys import ARCHITECTURES, extra_tensors, model_keys
+from nybble.compress.gguf.model_keys import PER_LAYER, architecture_of, extra_tensors, model_keys, width_keys
 from nybble.compress.gguf.vocabulary import tokenizer_keys
 from nybble.core.errors import CheckpointError, ModelNotFoundError
 from nybble.core.fields import Fields
@@ -58,7 +58,7 @@ def open_source(path: Path) -> Source:
         CheckpointError, TokenizerError: what is there is damaged or cannot be said in a GGUF file.
     """
     if path.is_dir():
-        return _from_checkpoint(open_checkpoint(path))
+        return source_of(open_checkpoint(path))
     if not path.exists():
         raise ModelNotFoundError(f"{path} does not exist: give a GGUF file or a model folder")
     return _from_gguf(path)
@@ -97,13 +97,20 @@ def _releaser(file: MappedFile | None, begin: int, end: int) -> Callable[[], Non
     return lambda: None if file is None else file.release(begin, end)
 
 
-def _from_checkpoint(checkpoint: Checkpoint) -> Source:
-    """A folder: names, the order of rotary dimensions and Gemma's norms change, no other value does."""
+def source_of(checkpoint: Checkpoint, keys: Mapping[str, bytes] | None = None) -> Source:
+    """An open folder: names, the order of rotary dimensions and Gemma's norms change, no other value does.
+
+    keys: of the GGUF file that the model comes from, if it does; then only those that say widths are made anew.
+
+    Raises CheckpointError, TokenizerError for what GGUF cannot say.
+    """
     spec = checkpoint.spec
-    if spec.family not in ARCHITECTURES:
-        raise CheckpointError(f"{checkpoint.path}: GGUF has no architecture for the family {spec.family!r}")
-    keys, notes = model_keys(checkpoint)
-    words = tokenizer_keys(checkpoint)
+    arch = architecture_of(spec, str(checkpoint.path))
+    made, notes = model_keys(checkpoint)
+    if keys is None:
+        keys = {key: encode_value(value) for key, value in {**made, **tokenizer_keys(checkpoint)}.items()}
+    else:
+        keys = _with_widths(keys, checkpoint, arch)
     tensors: dict[str, SourceTensor] = {}
     fused = spec.family == "phi3"
     for canonical, tensor in checkpoint.tensors.items():
@@ -120,7 +127,7 @@ def _from_checkpoint(checkpoint: Checkpoint) -> Source:
             name = f"blk.{layer}.ffn_up.weight"
             tensor = _joined(checkpoint, f"layers.{layer}.ffn.", ("gate", "up"))
         heads = 0
-        if spec.family == "llama" and layer and not spec.layers[int(layer)].rope.interleaved:
+        if arch in ("llama", PER_LAYER) and layer and not spec.layers[int(layer)].rope.interleaved:
             heads = {
                 "attn.q": spec.layers[int(layer)].num_q_heads,
                 "attn.k": spec.layers[int(layer)].num_kv_heads,
@@ -131,16 +138,27 @@ def _from_checkpoint(checkpoint: Checkpoint) -> Source:
         data = np.array(values, np.float32).data.cast("B")
         tensors[name] = SourceTensor(info, _reader(data), _releaser(None, 0, 0))
     first = spec.layers[0]
-    facts = Facts(ARCHITECTURES[spec.family], len(spec.layers), first.num_q_heads, first.num_kv_heads)
+    facts = Facts(arch, len(spec.layers), first.num_q_heads, first.num_kv_heads)
     order = in_file_order(tensor.info for tensor in tensors.values())
     return Source(
         checkpoint.path,
         facts,
-        {key: encode_value(value) for key, value in {**keys, **words}.items()},
+        keys,
         [tensors[info.name] for info in order],
         checkpoint.file_bytes,
         tuple(notes),
     )
+
+
+def _with_widths(keys: Mapping[str, bytes], checkpoint: Checkpoint, arch: str) -> dict[str, bytes]:
+    before = f"{checkpoint.metadata['general.architecture']}."
+    renamed = {
+        f"{arch}.{key.removeprefix(before)}" if key.startswith(before) else key: value
+        for key, value in keys.items()
+        if key not in _DROPPED
+    }
+    widths = {f"{arch}.{key}": encode_value(value) for key, value in width_keys(checkpoint.spec).items()}
+    return {**renamed, **widths, "general.architecture": encode_value(arch)}
 
 
 def _converted(name: str, tensor: Tensor, heads: int) -> SourceTensor:
@@ -162,7 +180,9 @@ def _joined(checkpoint: Checkpoint, prefix: str, parts: tuple[str, ...]) -> Tens
     """Slices of rows that follow each other in one stored tensor, as that tensor."""
     slices = [checkpoint.tensors[prefix + part] for part in parts]
     first, last = slices[0], slices[-1]
-    assert first.file is not None
-    data = first.file.view[first.begin : last.begin + len(last.data)]
     rows = sum(part.shape[0] for part in slices)
+    if first.file is None:  # in memory, each by itself
+        whole = memoryview(b"".join(part.data for part in slices))
+        return Tensor(first.name, (rows, first.shape[1]), first.format, whole)
+    data = first.file.view[first.begin : last.begin + len(last.data)]
     return Tensor(first.name, (rows, first.shape[1]), first.format, data, file=first.file, begin=first.begin)

@@ -1,0 +1,1 @@
+"""The training loop that distillation, training with quantisation in the loop and LoRA share."""
