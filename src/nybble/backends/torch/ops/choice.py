@@ -16,6 +16,8 @@ try:
 except ImportError:  # Triton is not on every platform
     kernels = None  # type: ignore[assignment]
 
+__all__ = ["kernels", "runs_kernels"]
+
 
 def runs_kernels(x: torch.Tensor) -> bool:
     """Whether the kernels run on tensors like this one.

@@ -1,0 +1,12 @@
+"""The Triton kernels, one to a file, each beside the function that starts it. Arguments have been checked already."""
+
+from __future__ import annotations
+
+from nybble.backends.torch.ops.kernels.activation import gated_activation
+from nybble.backends.torch.ops.kernels.norm import rms_norm
+from nybble.backends.torch.ops.kernels.paged import paged_attention
+from nybble.backends.torch.ops.kernels.rope_store import rope_store_kv
+from nybble.backends.torch.ops.kernels.shared import interpreted
+from nybble.backends.torch.ops.kernels.store import store_kv
+
+__all__ = ["gated_activation", "interpreted", "paged_attention", "rms_norm", "rope_store_kv", "store_kv"]
