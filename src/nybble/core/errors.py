@@ -37,3 +37,7 @@ class OutputError(NybbleError):
 
 class TrainingError(NybbleError):
     """A training run cannot go on: its loss is not a number any more."""
+
+
+class BackendError(NybbleError):
+    """A device, or a process that computes for the model, has failed while it ran."""
