@@ -340,7 +340,7 @@ def test_whatever_comes_memory_is_kept_to_and_nothing_is_left(tmp_path: Path) ->
 
         def loaded() -> int:
             slots = {*models._slots.values(), *models._leaving}
-            return sum(slot.size for slot in slots if slot.resident is not None)
+            return sum(slot.size for slot in slots if slot.engine is not None)
 
         async def ask() -> None:
             nonlocal alive

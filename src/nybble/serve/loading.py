@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from nybble.core.errors import ConfigError
+from nybble.core.errors import ConfigError, StoreError
 from nybble.engine.async_engine import AsyncEngine
 from nybble.engine.needs import memory_needs
 from nybble.engine.options import EngineOptions, KvCacheType, parse_bytes
@@ -47,16 +47,11 @@ class Loader:
         return weights + cache
 
     def load(self, stored: StoredModel) -> AsyncEngine:
-        """The model, ready for requests. Takes a while: call it in a thread.
+        """The model without its adapter, ready for requests. Takes a while: call it in a thread.
 
         Raises:
             NybbleError: it cannot be loaded.
         """
-        if stored.adapters:
-            raise ConfigError(
-                f"{stored.name} has an adapter, which cannot be applied yet: ask for the model that it was made from, "
-                f"{stored.parent or stored.path.name}"
-            )
         mode = self.speculation(stored)
         with self.drafts(mode, stored.path) as draft:
             options = replace(
@@ -75,6 +70,48 @@ class Loader:
         if self.options.kv_cache_memory is not None:
             return needs.weights, parse_bytes(self.options.kv_cache_memory)
         return needs.weights, needs.cache * min(self.options.max_num_seqs, _CACHED_CONTEXTS)
+
+
+def engine_key(stored: StoredModel) -> str:
+    """Models with the same key can be answered by one engine: they differ in adapters and presets only.
+
+    Raises:
+        StoreError: the weights are not there.
+    """
+    try:
+        status = stored.path.stat()
+    except OSError as error:
+        raise StoreError(f"{stored.path} cannot be read: {error.strerror or error}") from None
+    loading = [stored.parameters.get(name) for name in ("num_ctx", "num_thread", "speculate", "draft_num_predict")]
+    place = (str(stored.path), status.st_ino, status.st_size, status.st_mtime_ns)
+    return repr((*place, stored.template, *loading))
+
+
+def adapter_of(stored: StoredModel) -> Path | None:
+    """The model's LoRA.
+
+    Raises:
+        ConfigError: it has several.
+    """
+    if len(stored.adapters) > 1:
+        raise ConfigError(
+            f"{stored.name} has {len(stored.adapters)} adapters, and one can be applied at a time: make it again with "
+            "one line ADAPTER"
+        )
+    return next(iter(stored.adapters), None)
+
+
+def adapter_size(path: Path) -> int:
+    """Bytes of an adapter's files, which is about what it takes in memory.
+
+    Raises:
+        StoreError: they cannot be read.
+    """
+    try:
+        files = [one for one in path.iterdir() if one.is_file()] if path.is_dir() else [path]
+        return sum(one.stat().st_size for one in files)
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
 def modelfile_options(options: EngineOptions, stored: StoredModel) -> EngineOptions:

@@ -124,6 +124,10 @@ class Metrics:
         self._gone.setdefault(name, Totals())[_LOADS] += 1
         return metrics
 
+    def also(self, name: str, metrics: ModelMetrics) -> ModelMetrics:
+        """Those of another name of a model's engine: its requests are counted, the engine itself only once."""
+        return ModelMetrics(self, name, metrics.stats, metrics.size)
+
     def forget(self, metrics: ModelMetrics) -> None:
         """The model leaves memory. Its totals stay, so that they never fall."""
         stats = metrics.stats()

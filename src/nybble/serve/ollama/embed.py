@@ -76,7 +76,7 @@ class Embedding:
             many = await asyncio.to_thread(_encoded, body, texts, resident, notes, cuts=cuts)
             num_tokens = sum(map(len, many))
             with server.admission.admit(num_tokens):
-                work = all_of(server.engine.embed(ids, new_id("embd")) for ids in many)
+                work = all_of(server.engine.embed(ids, new_id("embd"), adapter=server.adapter) for ids in many)
                 return await unless_disconnected(request, work), loaded, num_tokens
 
 

@@ -43,8 +43,10 @@ class Embeddings:
         }
 
     async def _embed(self, texts: list[list[int]], body: EmbeddingBody) -> list[np.ndarray[Any, Any]]:
-        embed = self._server.engine.embed
-        return await all_of(embed(text, new_id("embd"), pooling=body.pooling) for text in texts)
+        server = self._server
+        return await all_of(
+            server.engine.embed(text, new_id("embd"), pooling=body.pooling, adapter=server.adapter) for text in texts
+        )
 
     def _texts(self, body: EmbeddingBody) -> list[list[int]]:
         given = body.input

@@ -32,7 +32,10 @@ _DISCONNECT_POLL_SECONDS = 0.1
 
 @dataclass(slots=True)
 class Server:
-    """What the routes work with: one model, and what it shares with others."""
+    """What the routes work with: one model, and what it shares with others.
+
+    adapter: the engine's id of the model's LoRA.
+    """
 
     engine: AsyncEngine
     settings: ServeSettings
@@ -40,6 +43,7 @@ class Server:
     metrics: ModelMetrics
     started: int  # seconds since 1970
     preset: Preset = field(default_factory=Preset)
+    adapter: str | None = None
 
     def cost(self, num_prompt_tokens: int, params: SamplingParams) -> int:
         """The most tokens that a request can take."""
@@ -63,7 +67,13 @@ class Server:
         num_tokens = 0
         last: RequestOutput | None = None
         stream = self.engine.generate(
-            prompt, params, new_id("req"), prompt=text, priority=priority or 0, cache_salt=cache_salt
+            prompt,
+            params,
+            new_id("req"),
+            prompt=text,
+            priority=priority or 0,
+            cache_salt=cache_salt,
+            adapter=self.adapter,
         )
         try:
             async with aclosing(stream):
