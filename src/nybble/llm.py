@@ -44,10 +44,13 @@ class LLM:
     """A model and its engine, for offline use. One thread at a time.
 
     model: a path (GGUF file or Hugging Face folder) or a name of the catalog. max_model_len: the longest sequence in
-    tokens (the model's own limit, at most 8192). kv_cache_memory: bytes of the cache, or "4GiB"; by default half of the
-    free memory. kv_cache_type: "int8" holds twice as many tokens in it as "f16". quantization: a type of `nybble
-    quantize` or a config of `nybble.quantize`, to quantise the model while it is loaded. speculate: "auto", "ngram",
-    "off", or "draft=MODEL" with a smaller model or "self:q2_k", see docs/speculation.md. prefix_cache_file: True or a
+    tokens (the model's own limit, at most 8192). device: "cpu", "cuda", "cuda:N", "torch-cpu" or "auto", a GPU if one
+    can be used, else the CPU; with dtype, tensor_parallel_size, gpu_memory_utilization, enforce_eager and device_map
+    for torch and GPUs, see docs/gpu.md. max_num_batched_tokens: of one step, by default 512 on the CPU and 4096 on a
+    GPU. kv_cache_memory: bytes of the cache, or "4GiB"; by default half of the free memory, or what
+    gpu_memory_utilization leaves of a GPU's. kv_cache_type: "int8" holds twice as many tokens in it as "f16".
+    quantization: a type of `nybble quantize` or a config of `nybble.quantize`, to quantise the model while it is
+    loaded. speculate: "auto", "ngram", "off", or "draft=MODEL" with a smaller model or "self:q2_k", see docs/speculation.md. prefix_cache_file: True or a
     path keeps the prefix cache for the next LLM of this model, in at most prefix_cache_size; see docs/prefix-cache.md.
     threads: of the computation. seed: of requests that have none. enable_lora: whether `lora_request` is taken.
     max_loras: how many adapters stay in memory, the least recently used leaves first. max_lora_rank: what one may have.
@@ -64,7 +67,7 @@ class LLM:
         *,
         max_model_len: int | None = None,
         max_num_seqs: int = 64,
-        max_num_batched_tokens: int = 512,
+        max_num_batched_tokens: int | None = None,
         kv_cache_memory: int | str | None = None,
         kv_cache_type: KvCacheType = "f16",
         enable_prefix_caching: bool = True,
@@ -76,6 +79,9 @@ class LLM:
         tensor_parallel_size: int = 1,
         gpu_memory_utilization: float | None = None,
         dtype: str = "auto",
+        device: str = "auto",
+        enforce_eager: bool = False,
+        device_map: str | None = None,
         quantization: Config | str | None = None,
         enable_lora: bool = True,
         max_loras: int | None = None,
@@ -84,12 +90,6 @@ class LLM:
     ) -> None:
         if others:
             raise ConfigError(f"LLM has no option {next(iter(others))!r}: leave it out")
-        if tensor_parallel_size != 1:
-            raise ConfigError(f"tensor_parallel_size must be 1 on the CPU, not {tensor_parallel_size}")
-        if dtype != "auto":
-            raise ConfigError(f"dtype must be 'auto', not {dtype!r}: weights stay in the encoding of their file")
-        if gpu_memory_utilization is not None:
-            logger.info("gpu_memory_utilization does not apply on the CPU: kv_cache_memory sets the cache")
         mode = parse_mode(speculate)
         sizes = EngineOptions(
             max_model_len=max_model_len,
@@ -103,7 +103,16 @@ class LLM:
             prefix_cache_file=prefix_cache_file,
             prefix_cache_size=prefix_cache_size,
             max_lora_rank=max_lora_rank,
+            device=device,
+            dtype=dtype,
+            tensor_parallel_size=tensor_parallel_size,
+            gpu_memory_utilization=gpu_memory_utilization,
+            enforce_eager=enforce_eager,
+            device_map=device_map,
         )
+        # Before anything is fetched, so that what is wrong is said at once.
+        if not sizes.resolved_device().startswith("cuda") and gpu_memory_utilization is not None:
+            logger.info("gpu_memory_utilization does not apply on the CPU: kv_cache_memory sets the cache")
         path = resolve(model, announce=logger.info)
         if prefix_cache_file is True:
             sizes = replace(sizes, prefix_cache_file=default_place(path))  # not beside what `quantised` makes

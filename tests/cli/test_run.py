@@ -50,6 +50,7 @@ class Loaded:
     """Stands in for LoadedModel."""
 
     def __init__(self, context: int, template: str | None = TEMPLATE) -> None:
+        self.device = "cpu"
         self.context = context
         self.model = FakeModel()
         self.tokenizer = CharTokenizer()

@@ -11,7 +11,6 @@ import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from nybble.core import env
 from nybble.core.errors import ConfigError
@@ -42,7 +41,7 @@ class DeviceOptions:
     tensor_parallel_size: int = 1
     gpu_memory_utilization: float | None = None
     enforce_eager: bool = False
-    device_map: Literal["auto"] | None = None
+    device_map: str | None = None
 
     def __post_init__(self) -> None:
         if self.device not in ("auto", "cpu", "cuda", "torch-cpu") and not re.fullmatch(r"cuda:\d{1,3}", self.device):

@@ -141,6 +141,7 @@ class Figures:
     def __init__(self, loaded: LoadedModel, threads: int | None) -> None:
         self._cost = model_cost(loaded.checkpoint)
         self._threads = threads
+        self._is_native = loaded.device == "cpu"  # the machine's limit is measured for this backend
         self._roofline: Roofline | None = None
         self._peak_bytes = 0
 
@@ -154,7 +155,7 @@ class Figures:
             f"generated {answer.num_new_tokens} tokens, {_rate(decoded, answer.decode_seconds)}",
             f"memory {self._peak_bytes / 1e6:.0f} MB at most",
         ]
-        if decoded > 0:
+        if decoded > 0 and self._is_native:
             self._roofline = self._roofline or measure_roofline(self._threads)
             fraction = decode_fraction(
                 self._cost,

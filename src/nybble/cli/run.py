@@ -8,16 +8,30 @@ from typing import Annotated
 
 import typer
 
+from nybble.backends.device import DeviceOptions, resolve_device
 from nybble.cli.answer import Figures, note, note_ending, show_answer
 from nybble.cli.chat import chat
 from nybble.cli.markdown import import_early, writer_for_terminal
 from nybble.cli.named import Named, find_named, not_followed, sampling, speculation
-from nybble.cli.options import KvCacheTypeOption, ModelArgument, SpeculateOption, ThreadsOption, draft_weights
+from nybble.cli.options import (
+    DeviceMapOption,
+    DeviceOption,
+    DtypeOption,
+    EagerOption,
+    GpuMemoryOption,
+    KvCacheTypeOption,
+    ModelArgument,
+    SpeculateOption,
+    TensorParallelOption,
+    ThreadsOption,
+    draft_weights,
+)
 from nybble.cli.prompt import Message, as_text, chat_prompt, given_prompt, raw_prompt
 from nybble.cli.session import Session
 from nybble.core.errors import ConfigError
 from nybble.engine.load import LoadedModel, load_model
 from nybble.engine.options import parse_kv_type
+from nybble.engine.prefix_file import open_prefix_cache
 from nybble.engine.scheduler import blocks_for
 from nybble.engine.speculation.load_draft import load_draft
 from nybble.engine.speculation.mode import parse_mode
@@ -56,6 +70,12 @@ def run(
     ] = None,
     kv_cache_type: KvCacheTypeOption = "f16",
     speculate: SpeculateOption = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    tensor_parallel_size: TensorParallelOption = 1,
+    gpu_memory_utilization: GpuMemoryOption = None,
+    enforce_eager: EagerOption = False,
+    device_map: DeviceMapOption = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the prompt as it is, without chat template.")] = False,
     markdown: Annotated[
         bool, typer.Option("--markdown/--plain", help="Render Markdown on a terminal, or show it as it comes.")
@@ -73,6 +93,15 @@ def run(
     sampling({}, given)  # a wrong option says so before a model is fetched
     if raw and system is not None:
         raise ConfigError("--system needs the chat template, which --raw leaves out: give only one of them")
+    placement = DeviceOptions(
+        device=device,
+        dtype=dtype,
+        tensor_parallel_size=tensor_parallel_size,
+        gpu_memory_utilization=gpu_memory_utilization,
+        enforce_eager=enforce_eager,
+        device_map=device_map,
+    )
+    resolve_device(placement)
     named = find_named(model)
     prompt = given_prompt(prompt)
     if system is not None:
@@ -85,6 +114,7 @@ def run(
     mode = speculation(named.parameters, speculate)
     parse_mode(mode)
     kv_type = parse_kv_type(kv_cache_type)
+    kept = prefix_cache(prefix_cache_file, prefix_cache_size)
 
     def load(one: Named) -> LoadedModel:
         count = threads or one.number("num_thread")
@@ -94,6 +124,7 @@ def run(
             context=ctx or one.number("num_ctx"),
             kv_cache_type=kv_type,
             adapter=one.adapter,
+            placement=placement,
         )
         with draft_weights(speculation(one.parameters, speculate), one.path, threads=count) as draft:
             if draft is not None:
@@ -105,14 +136,18 @@ def run(
     import_early(markdown and not raw)
     loaded = load(named)
     if prompt is None:
-        session = Session(named, loaded, load=load, given=given, threads=threads, speculate=speculate)
+        session = Session(named, loaded, load=load, given=given, threads=threads, speculate=speculate, kept=kept)
         session.verbose, session.markdown = verbose, markdown
         chat(session)
         return
     token_ids = raw_prompt(loaded, prompt) if raw else chat_prompt(loaded, _messages(named, prompt), named.template)
     # Only as much cache as this one answer can use.
     longest = loaded.context if params.max_tokens is None else len(token_ids) + params.max_tokens
-    generator = loaded.generator(num_blocks=blocks_for(min(longest, loaded.context)), speculate=mode)
+    generator = loaded.generator(
+        num_blocks=blocks_for(min(longest, loaded.context)),
+        speculate=mode,
+        kept_in=open_prefix_cache(loaded, kept.file, kept.size),
+    )
     answer = show_answer(
         generator.generate([token_ids], params),
         num_prompt_tokens=len(token_ids),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import logging
 import os
@@ -15,8 +16,14 @@ import typer
 
 from nybble.cli.named import speculation, stored_model
 from nybble.cli.options import (
+    DeviceMapOption,
+    DeviceOption,
+    DtypeOption,
+    EagerOption,
+    GpuMemoryOption,
     KvCacheTypeOption,
     SpeculateOption,
+    TensorParallelOption,
     ThreadsOption,
     draft_weights,
     local_path,
@@ -30,8 +37,8 @@ from nybble.serve.app import create_app
 from nybble.serve.errors import ApiError
 from nybble.serve.lifecycle import bind
 from nybble.serve.lifecycle import serve as answer_requests
-from nybble.serve.loading import Loader, modelfile_options, size_of
-from nybble.serve.models import Models
+from nybble.serve.loading import Loader, adapter_of, modelfile_options, size_of
+from nybble.serve.models import Models, name_key
 from nybble.serve.ollama.options import keep_alive_seconds
 from nybble.serve.preset import use_template
 from nybble.serve.settings import ServeSettings
@@ -90,6 +97,12 @@ def serve(
     kv_cache_type: KvCacheTypeOption = "f16",
     speculate: SpeculateOption = None,
     prefix_caching: Annotated[bool, typer.Option(help="Reuse what equal beginnings of prompts have computed.")] = True,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    tensor_parallel_size: TensorParallelOption = 1,
+    gpu_memory_utilization: GpuMemoryOption = None,
+    enforce_eager: EagerOption = False,
+    device_map: DeviceMapOption = None,
 ) -> None:
     """Serve models over the HTTP APIs of OpenAI, Ollama and TGI."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -100,15 +113,25 @@ def serve(
     if speculate is not None:
         parse_mode(speculate)
     seconds = _seconds(keep_alive)
+    adapters = _named_adapters(lora or [])
+    kept = prefix_cache(prefix_cache_file, prefix_cache_size)
     options = EngineOptions(
         max_model_len=ctx,
         max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=max(512, max_num_seqs),
         kv_cache_memory=None if kv_cache_memory is None else parse_bytes(kv_cache_memory),
         enable_prefix_caching=prefix_caching,
         kv_cache_type=parse_kv_type(kv_cache_type),
         threads=threads,
+        device=device if model is not None or device != "auto" else "cpu",
+        dtype=dtype,
+        tensor_parallel_size=tensor_parallel_size,
+        gpu_memory_utilization=gpu_memory_utilization,
+        enforce_eager=enforce_eager,
+        device_map=device_map,
     )
+    where = options.resolved_device()
+    if model is None and where != "cpu":
+        raise ConfigError("several models share the CPU's memory: name one MODEL to serve it with --device " + device)
     settings = ServeSettings(
         model_name=served_model_name or "",
         host=host,
@@ -117,18 +140,23 @@ def serve(
         max_queue=max_queue,
         drain_timeout=drain_timeout,
     )
-    roofline = measure_roofline(threads)  # before the weights take their memory
+    # Before the weights take their memory. It is the native backend's limit.
+    roofline = measure_roofline(threads) if where == "cpu" else None
     if model is None:
         if served_model_name is not None:
             raise ConfigError("--served-model-name names one model: give that model, or leave the option out")
+        if adapters:
+            raise ConfigError("--lora is for a server with a MODEL: with a line ADAPTER, `nybble create` makes one")
+        if isinstance(kept.file, Path):
+            raise ConfigError("--prefix-cache-file names the file of one MODEL: with `on` each model has its own")
         models = _many(options, settings, roofline, speculate, model_memory, seconds)
         what = f"every model of `nybble list` ({len(Library().list())} now)"
     else:
         if model_memory is not None:
             raise ConfigError("--model-memory is for a server without a MODEL: one model has --kv-cache-memory")
-        models = _one(model, options, settings, roofline, speculate)
+        models = _one(model, options, settings, roofline, speculate, adapters)
         settings = models.settings
-        what = settings.model_name
+        what = " and ".join([settings.model_name, *adapters])
     ports = [one.getsockname()[1] for one in listening]
     addresses = [f"http://{f'[{host}]' if ':' in host else host}:{port}" for port in ports]
     places = f"{addresses[0]}/v1" + (f" and, as Ollama would be, at {addresses[1]}" if ollama else "")
@@ -136,33 +164,44 @@ def serve(
         create_app(models, settings, quantizer=_quantizer),
         listening,
         settings,
-        lambda: print(f"{what} is served at {places}", file=sys.stderr, flush=True),
+        lambda: print(f"{what} {'are' if adapters else 'is'} served at {places}", file=sys.stderr, flush=True),
     )
 
 
 def _one(
-    model: str, options: EngineOptions, settings: ServeSettings, roofline: Roofline, speculate: str | None
+    model: str, options: EngineOptions, settings: ServeSettings, roofline: Roofline | None, speculate: str | None
 ) -> Models:
     """The model, loaded. What a Modelfile says counts where the options say nothing."""
     path = local_path(model)
     stored = stored_model(model)
     mode = speculation(stored.parameters if stored is not None else {}, speculate)
     name = settings.model_name or (model if not os.path.exists(model) else path.stem)
+    if name_key(name) in map(name_key, adapters):
+        raise ConfigError(f"--lora gives the name {name!r:.200} to an adapter, and the model itself is called so")
     if stored is not None:
         options = modelfile_options(options, stored)
+    own = None if stored is None else adapter_of(stored)
     with draft_weights(mode, path, threads=options.threads) as draft:
         options = replace(options, speculate=mode, draft=draft)
         engine = AsyncEngine.from_model(path, options=options, model_name=name)
     if stored is not None:
         use_template(engine, stored)
     size = size_of(engine, path, options.kv_cache_type)
-    return Models.of_one(engine, replace(settings, model_name=name), roofline, stored, size)
+    return Models.of_one(
+        engine,
+        replace(settings, model_name=name),
+        roofline,
+        stored,
+        size,
+        adapter=None if own is None else asyncio.run(engine.load_adapter(own)),
+        adapters={other: asyncio.run(engine.load_adapter(one)) for other, one in adapters.items()},
+    )
 
 
 def _many(
     options: EngineOptions,
     settings: ServeSettings,
-    roofline: Roofline,
+    roofline: Roofline | None,
     speculate: str | None,
     model_memory: str | None,
     keep_alive: float,

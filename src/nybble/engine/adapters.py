@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nybble.adapter import Adapter, open_adapter
-from nybble.backends.cpu import CpuAdapter
+from nybble.backends.cpu import StepAdapter
 from nybble.core.errors import ConfigError
 from nybble.core.spec import ModelSpec
 
@@ -27,7 +27,7 @@ class LoadedAdapter:
     id: str
     path: Path
     rank: int
-    weights: CpuAdapter
+    weights: StepAdapter
 
 
 class AdapterShelf:
@@ -39,7 +39,7 @@ class AdapterShelf:
     def __init__(
         self,
         *,
-        load: Callable[[Adapter], CpuAdapter] | None = None,
+        load: Callable[[Adapter], StepAdapter] | None = None,
         spec: ModelSpec | None = None,
         max_rank: int | None = None,
     ) -> None:
@@ -88,7 +88,7 @@ def together(scheduled: list[tuple[Sequence, int]]) -> None:
         scheduled.sort(key=lambda pair: pair[0].request.adapter.id if pair[0].request.adapter else "")
 
 
-def step_adapters(sequences: Iterable[Sequence]) -> tuple[tuple[CpuAdapter, ...], npt.NDArray[np.int32] | None]:
+def step_adapters(sequences: Iterable[Sequence]) -> tuple[tuple[StepAdapter, ...], npt.NDArray[np.int32] | None]:
     """The adapters of a step, and for each of its sequences which of them it has; -1 is none."""
     used: dict[LoadedAdapter, int] = {}
     adapter_of = []

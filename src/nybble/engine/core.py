@@ -19,11 +19,11 @@ from nybble.engine.draw import Drawer
 from nybble.engine.hidden import HiddenUser
 from nybble.engine.kept_prefixes import KeptPrefixes
 from nybble.engine.meter import StepMeter, Work
-from nybble.engine.model import EngineModel, EngineTokenizer, Floats
+from nybble.engine.model import EngineModel, EngineTokenizer, Logits
 from nybble.engine.prepare import Compiler, Limits, RequestMaker
 from nybble.engine.request import Pooling, Request, Sequence
 from nybble.engine.roofline import ModelCost
-from nybble.engine.scheduler import Scheduled, Scheduler, blocks_for
+from nybble.engine.scheduler import PREFILL_BESIDE_DECODE, Scheduled, Scheduler, blocks_for
 from nybble.engine.speculation.draft_model import DraftModel, DraftWeights
 from nybble.engine.speculation.mode import parse_mode
 from nybble.engine.speculation.speculator import SpeculationStats, Speculator
@@ -81,6 +81,7 @@ class EngineCore:
         draft: DraftWeights | None = None,
         kept_in: BlockFile | None = None,
         adapters: AdapterShelf | None = None,
+        prefill_beside_decode: int = PREFILL_BESIDE_DECODE,
     ) -> None:
         if context < 1:
             raise ConfigError(f"the context must hold at least one token, not {context}")
@@ -107,6 +108,7 @@ class EngineCore:
             max_blocks_per_seq=blocks_for(context),
             enable_prefix_caching=enable_prefix_caching,
             kept=self._kept,
+            prefill_beside_decode=prefill_beside_decode,
         )
         self._hidden = HiddenUser(model, self._token_text, self._fail)
         self._meter = StepMeter(cost)
@@ -325,7 +327,7 @@ class EngineCore:
                     self._fail(request, error)
         return everyone
 
-    def _draw(self, drawing: list[Sequence], logits: Floats) -> list[tuple[Sequence, int]]:
+    def _draw(self, drawing: list[Sequence], logits: Logits) -> list[tuple[Sequence, int]]:
         """One token for each sequence, and one more for each of its guesses that was right.
 
         Returns each sequence with the number of its right guesses.

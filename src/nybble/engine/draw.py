@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from nybble.backends.cpu import BadLogitsError, Sampled, SampleRow
-from nybble.engine.model import EngineModel, Floats
+from nybble.engine.model import EngineModel, Logits
 from nybble.engine.request import Request, Sequence
 
 Fail = Callable[[Request, Exception], None]
@@ -19,7 +19,7 @@ class Drawer:
         self._model = model
         self._fail = fail
 
-    def draw(self, logits: Floats, places: list[tuple[int, Sequence]]) -> list[tuple[int, Sequence, Sampled]]:
+    def draw(self, logits: Logits, places: list[tuple[int, Sequence]]) -> list[tuple[int, Sequence, Sampled]]:
         """One token for each sequence that has not ended, from its row of logits."""
         rows: list[Row] = []
         for index, sequence in places:
@@ -31,7 +31,7 @@ class Drawer:
                 self._fail(sequence.request, error)
         return self._sample(logits, rows)
 
-    def _sample(self, logits: Floats, rows: list[Row]) -> list[tuple[int, Sequence, Sampled]]:
+    def _sample(self, logits: Logits, rows: list[Row]) -> list[tuple[int, Sequence, Sampled]]:
         rows = [row for row in rows if row[1].finish_reason is None]  # another sample of a request may have failed
         while rows:
             chosen = logits if len(rows) == len(logits) else logits[[index for index, _, _ in rows]]

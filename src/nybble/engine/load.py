@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import functools
+import importlib
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -10,18 +12,21 @@ from pathlib import Path
 from threading import Event, Thread
 
 from nybble.backends.cpu import CpuModel, KvType
+from nybble.backends.device import DeviceOptions, resolve_device
 from nybble.cache.block_file import BlockFile
 from nybble.checkpoint import Checkpoint, Tensor, open_checkpoint
 from nybble.core.errors import ConfigError
 from nybble.engine.adapters import AdapterShelf
 from nybble.engine.core import EngineCore
 from nybble.engine.generate import Generator
+from nybble.engine.model import LoadedWeights
 from nybble.engine.scheduler import blocks_for
 from nybble.engine.speculation.draft_model import DraftWeights
 from nybble.tokenizer import Tokenizer, load_tokenizer
 from nybble.tokenizer.tokenizer import check_vocab
 
 DEFAULT_CONTEXT = 8192  # the model's own context may be far longer than the memory for it
+NATIVE = DeviceOptions(device="cpu")
 _GIVE_BACK_SECONDS = 0.02
 
 
@@ -30,12 +35,18 @@ class LoadedModel:
     """Everything that is needed to generate text with a model."""
 
     checkpoint: Checkpoint
-    model: CpuModel
+    model: LoadedWeights
     tokenizer: Tokenizer
     context: int
     adapters: AdapterShelf
     draft: DraftWeights | None = None  # a smaller model that guesses for this one
     adapter: str | None = None  # of the adapters, the one that generators use
+    placement: DeviceOptions = NATIVE
+    device: str = "cpu"  # what the placement came to: cpu, torch-cpu, cuda or cuda:N
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device.startswith("cuda")
 
     @property
     def eos_token_ids(self) -> frozenset[int]:
@@ -95,30 +106,41 @@ def load_model(
     context: int | None = None,
     kv_cache_type: KvType = "f16",
     adapter: Path | None = None,
+    placement: DeviceOptions = NATIVE,
 ) -> LoadedModel:
     """Open a checkpoint and prepare it, and an adapter for its generators if one is given.
+
+    placement: where it computes; by default the native backend on the CPU.
 
     The weights are packed by native code that leaves the interpreter free, so the tokenizer is built meanwhile.
 
     Raises:
         CheckpointError: the file is missing, damaged or not supported.
         TokenizerError: its tokenizer is, or does not belong to it.
-        ConfigError: the threads or the context cannot be used.
+        ConfigError: the threads, the context or the device cannot be used.
     """
+    device = resolve_device(placement)
     checkpoint = open_checkpoint(path)
     chosen = choose_context(context, checkpoint.spec.context_length)
     stop = Event()  # an error or Ctrl-C does not wait until all weights are packed
     stoppable = replace(checkpoint, tensors=_UntilStopped(checkpoint.tensors, stop))
     with _pages_given_back(checkpoint), ThreadPoolExecutor(1, "load-weights") as executor, _set_on_error(stop):
-        weights = executor.submit(
-            CpuModel.load, stoppable, threads=threads, context=chosen, kv_cache_type=kv_cache_type
-        )
+        load = CpuModel.load if device == "cpu" else _torch_loader(device, placement)
+        weights = executor.submit(load, stoppable, threads=threads, context=chosen, kv_cache_type=kv_cache_type)
         tokenizer = load_tokenizer(checkpoint.tokenizer)
         check_vocab(tokenizer, checkpoint.spec.vocab_size)
         model = weights.result()
     adapters = AdapterShelf(load=model.load_adapter, spec=checkpoint.spec)
     chosen_adapter = None if adapter is None else adapters.load(adapter)
-    return LoadedModel(checkpoint, model, tokenizer, chosen, adapters, adapter=chosen_adapter)
+    return LoadedModel(
+        checkpoint, model, tokenizer, chosen, adapters, adapter=chosen_adapter, placement=placement, device=device
+    )
+
+
+def _torch_loader(device: str, placement: DeviceOptions) -> Callable[..., LoadedWeights]:
+    """The torch backend is imported when it is wanted: torch takes seconds, and need not be there."""
+    model = importlib.import_module("nybble.backends.torch.serve").TorchModel
+    return functools.partial(model.load, device=device, options=placement)
 
 
 class _UntilStopped(Mapping[str, Tensor]):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import get_args
 
 from nybble.backends.cpu import KvType
+from nybble.backends.device import DeviceOptions, resolve_device
 from nybble.cache.block_pool import BLOCK_SIZE
 from nybble.core.errors import ConfigError
 from nybble.engine.scheduler import blocks_for
@@ -19,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 KvCacheType = KvType
 _SHARE_OF_FREE_MEMORY = 0.5
+_CPU_STEP_TOKENS = 512
+_GPU_STEP_TOKENS = 4096
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
 
@@ -32,7 +35,7 @@ class EngineOptions:
 
     max_model_len: int | None = None  # longest sequence, in tokens; None: the model's, at most 8192
     max_num_seqs: int = 64  # that run at once
-    max_num_batched_tokens: int = 512  # of one step
+    max_num_batched_tokens: int | None = None  # of one step; None: 512 on the CPU, 4096 on a GPU
     kv_cache_memory: int | str | None = None  # bytes, or "4GiB"; None: from free memory
     kv_cache_type: KvType = "f16"  # of keys and values: f16, or int8 for twice as many tokens in the same memory
     enable_prefix_caching: bool = True
@@ -44,6 +47,13 @@ class EngineOptions:
     prefix_cache_size: int | str = "1GiB"  # that file never grows beyond
     adapters: tuple[str | Path, ...] = ()  # LoRAs to load at the start
     max_lora_rank: int | None = None  # of any adapter; None: no limit but the format's
+    # Where it computes; see nybble.backends.device.DeviceOptions.
+    device: str = "auto"
+    dtype: str = "auto"
+    tensor_parallel_size: int = 1
+    gpu_memory_utilization: float | None = None  # None: 0.9
+    enforce_eager: bool = False
+    device_map: str | None = None
 
     def __post_init__(self) -> None:
         if parse_mode(self.speculate).needs_draft != (self.draft is not None):
@@ -56,11 +66,35 @@ class EngineOptions:
             raise ConfigError(f"max_lora_rank must be at least 1, not {self.max_lora_rank}")
         if self.max_num_seqs < 1:
             raise ConfigError(f"max_num_seqs must be at least 1, not {self.max_num_seqs}")
-        if self.max_num_batched_tokens < self.max_num_seqs:
+        self.placement()
+        if self.max_num_batched_tokens is not None and self.max_num_batched_tokens < self.max_num_seqs:
             raise ConfigError(
                 f"max_num_batched_tokens ({self.max_num_batched_tokens}) must not be below max_num_seqs "
                 f"({self.max_num_seqs}): each running sequence needs one token of a step"
             )
+        if self.tensor_parallel_size > 1 and (self.prefix_cache_file or self.adapters):
+            raise ConfigError("prefix_cache_file and adapters need tensor_parallel_size 1: leave them out")
+
+    def placement(self) -> DeviceOptions:
+        """Where the model computes. Raises ConfigError if a value makes no sense."""
+        return DeviceOptions(
+            device=self.device,
+            dtype=self.dtype,
+            tensor_parallel_size=self.tensor_parallel_size,
+            gpu_memory_utilization=self.gpu_memory_utilization,
+            enforce_eager=self.enforce_eager,
+            device_map=self.device_map,
+        )
+
+    def resolved_device(self) -> str:
+        """cpu, torch-cpu, cuda or cuda:N. Raises ConfigError if what was asked for cannot be had on this machine."""
+        return resolve_device(self.placement())
+
+    def token_budget(self, *, on_gpu: bool) -> int:
+        """Tokens of one step."""
+        if self.max_num_batched_tokens is not None:
+            return self.max_num_batched_tokens
+        return max(_GPU_STEP_TOKENS if on_gpu else _CPU_STEP_TOKENS, self.max_num_seqs)
 
 
 def parse_kv_type(text: str) -> KvType:
@@ -94,8 +128,12 @@ def parse_bytes(text: int | str) -> int:
     return text
 
 
-def cache_blocks(options: EngineOptions, *, context: int, bytes_per_block: int) -> int:
+def cache_blocks(
+    options: EngineOptions, *, context: int, bytes_per_block: int, gpu_bytes: Callable[[], int | None] = lambda: None
+) -> int:
     """How many blocks the cache gets: what was asked for, or what fits in half of the free memory and can be used.
+
+    gpu_bytes: what a GPU has left for the cache, found out only if nobody said how large it is; None: it is not there.
 
     Raises:
         ConfigError: it does not hold a single sequence of `context` tokens.
@@ -104,15 +142,18 @@ def cache_blocks(options: EngineOptions, *, context: int, bytes_per_block: int) 
     if options.kv_cache_memory is not None:
         memory = parse_bytes(options.kv_cache_memory)
         origin = "kv_cache_memory"
+        more = "give kv_cache_memory more"
+    elif (left := gpu_bytes()) is not None:
+        memory, origin, more = left, "what the GPU has left", "raise gpu_memory_utilization"
     else:
         memory = int(free_memory() * _SHARE_OF_FREE_MEMORY)
-        origin = "half of the free memory"
+        origin, more = "half of the free memory", "give kv_cache_memory more"
     blocks = min(memory // bytes_per_block, usable)
     if blocks < blocks_for(context):
         needed = blocks_for(context) * bytes_per_block
         raise ConfigError(
             f"a sequence of {context} tokens needs {needed / 1e6:.0f} MB of cache and {origin} is "
-            f"{memory / 1e6:.0f} MB: lower max_model_len (--ctx), or give kv_cache_memory more"
+            f"{memory / 1e6:.0f} MB: lower max_model_len (--ctx), or {more}"
         )
     logger.info(
         "the cache holds %d tokens in %.2f GB (%s)", blocks * BLOCK_SIZE, blocks * bytes_per_block / 1e9, origin

@@ -45,6 +45,7 @@ class Scheduler:
         max_blocks_per_seq: int,
         enable_prefix_caching: bool,
         kept: KeptPrefixes | None = None,
+        prefill_beside_decode: int = PREFILL_BESIDE_DECODE,
     ) -> None:
         self.pool = pool
         self.waiting: list[Sequence] = []  # both in the order in which they are served
@@ -55,6 +56,7 @@ class Scheduler:
         self.restored_blocks = 0  # that came back from a file
         self._max_num_seqs = max_num_seqs
         self._budget = max_num_batched_tokens
+        self._beside_decode = prefill_beside_decode
         self._prefix_caching = enable_prefix_caching
         self._kept = kept
         self._to_fork = 0  # samples that will run as soon as their prompt has been read
@@ -80,7 +82,7 @@ class Scheduler:
             scheduled: Scheduled = []
             budget = self._schedule_decodes(scheduled, self._budget)
             if scheduled:
-                budget = min(budget, PREFILL_BESIDE_DECODE)
+                budget = min(budget, self._beside_decode)
             budget = self._schedule_prompts(scheduled, budget)
             self._admit(scheduled, budget)
             if scheduled or not self.running:

@@ -89,6 +89,10 @@ class CpuModel:
         """Bytes of the keys and values of 16 tokens, in all layers together."""
         return self._native.cache_bytes_per_block
 
+    def fitting_blocks(self, *, max_num_batched_tokens: int, max_num_seqs: int) -> int | None:
+        """None: the cache is in the machine's memory, which the engine shares out."""
+        return None
+
     def new_cache(self, num_blocks: int) -> None:
         """Make room for the keys and values of so many blocks of 16 tokens; an earlier cache is gone.
 
@@ -127,7 +131,7 @@ class CpuModel:
         self._hidden = None
         arrays = (step.token_ids, step.cu_seqlens_q, step.context_lens, step.block_tables, step.logit_rows)
         token_ids, cu_seqlens_q, context_lens, block_tables, logit_rows = map(_int32, arrays)
-        adapters = [adapter.native for adapter in step.adapters]
+        adapters = [adapter.native for adapter in step.adapters if isinstance(adapter, CpuAdapter)]
         adapter_of = None if step.adapter_of is None else _int32(step.adapter_of)
         step_arrays = (cache, token_ids, cu_seqlens_q, context_lens, block_tables, logit_rows)
         if step.hidden_rows is None or not len(step.hidden_rows):

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from nybble.backends.cpu.adapter import CpuAdapter
+
+class StepAdapter(Protocol):
+    """An adapter in the form of the backend whose steps name it."""
+
+    @property
+    def memory_bytes(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +29,7 @@ class Step:
     block_tables: npt.NDArray[np.int32]  # [sequences, blocks]; entries past a sequence's last token are not read
     logit_rows: npt.NDArray[np.int32]  # the tokens of the step whose logits are wanted
     hidden_rows: npt.NDArray[np.int32] | None = None  # the tokens whose final-normed hidden states are wanted
-    adapters: tuple[CpuAdapter, ...] = ()  # that its sequences use
+    adapters: tuple[StepAdapter, ...] = ()  # that its sequences use
     adapter_of: npt.NDArray[np.int32] | None = None  # for each sequence which of them, -1: none; None: nobody has one
 
 

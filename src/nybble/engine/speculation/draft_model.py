@@ -14,7 +14,7 @@ import numpy as np
 
 from nybble.backends.cpu import Sampled, SampleRow, Step
 from nybble.cache.block_pool import BLOCK_SIZE, BlockPool
-from nybble.engine.model import EngineModel, Floats
+from nybble.engine.model import EngineModel
 from nybble.engine.request import Sequence
 from nybble.engine.scheduler import blocks_for
 from nybble.engine.speculation.drafter import Draft, Odds
@@ -259,7 +259,7 @@ class DraftModel:
             if int(token_ids.max()) >= self._readable:
                 raise ValueError(f"token {int(token_ids.max())} is none of the draft model's")
             begin = time.monotonic()
-            logits: Floats = self._model.execute(step)
+            logits = self._model.execute(step)
             drawn = self._model.sample(logits, rows) if rows else []
             self._costs.add(len(token_ids), time.monotonic() - begin)
         except Exception as error:  # the text does not need it

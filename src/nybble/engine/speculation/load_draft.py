@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 from nybble.checkpoint import open_checkpoint
@@ -24,7 +25,9 @@ def load_draft(path: Path, target: LoadedModel, *, threads: int | None = None) -
         CheckpointError, TokenizerError: it is damaged or not supported.
     """
     context = min(target.context, open_checkpoint(path).spec.context_length)
-    draft = load_model(path, threads=threads, context=context)
+    # Beside its target, whole: it is small.
+    placement = replace(target.placement, tensor_parallel_size=1, device_map=None)
+    draft = load_model(path, threads=threads, context=context, placement=placement)
     check_same_tokens(draft.tokenizer, target.tokenizer, str(path), str(target.checkpoint.path))
     own, other = draft.model.memory_bytes, target.model.memory_bytes
     if own >= other:

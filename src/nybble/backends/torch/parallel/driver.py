@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -238,7 +239,9 @@ def start_team(
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    """Without the place in torch's sources that its messages begin with."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return re.sub(r"^\[\S*\.cc:\d+\] ", "", line)[:200]
 
 
 def _wait_for_arrivals(store: Any, workers: list[_Worker]) -> None:

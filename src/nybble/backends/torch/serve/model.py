@@ -217,8 +217,7 @@ class TorchModel:
         self._tell(Order.STEP, host.header, to_flat(host))
         with self._watched():
             output = self._rank.run(host, adapters)
-            if self._team is not None:
-                self._team.wait_for(self._setup.device)
+            self._wait()
         if len(host.hidden_rows):
             self._hidden = output.hidden
         return self._sampler.rows(output.logits)
@@ -280,6 +279,14 @@ class TorchModel:
         """End the other processes, if there are any. The model cannot be used afterwards."""
         if self._team is not None:
             self._team.close()
+
+    def _wait(self) -> None:
+        """Until the step is computed: what it took is measured, and an error of the GPU belongs to it."""
+        if self._setup.device.type != "cuda":
+            return
+        if self._team is not None:
+            self._team.wait_for(self._setup.device)
+        torch.cuda.current_stream(self._setup.device).synchronize()
 
     def _tell(self, order: Order, arguments: tuple[int, ...], payload: npt.NDArray[np.int32] | None = None) -> None:
         if self._team is not None:
