@@ -12,9 +12,14 @@ from nybble.core import env
 from nybble.core.errors import ConfigError
 
 try:
+    import triton
+except ImportError:  # not on every platform
+    triton = None
+
+if triton is None:
+    kernels = None
+else:
     from nybble.backends.torch.ops import kernels
-except ImportError:  # Triton is not on every platform
-    kernels = None  # type: ignore[assignment]
 
 __all__ = ["kernels", "runs_kernels"]
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from nybble.backends.torch.ops.kernels.activation import gated_activation
 from nybble.backends.torch.ops.kernels.norm import rms_norm
 from nybble.backends.torch.ops.kernels.paged import paged_attention
+from nybble.backends.torch.ops.kernels.product import product
 from nybble.backends.torch.ops.kernels.rope_store import rope_store_kv
 from nybble.backends.torch.ops.kernels.shared import interpreted
 from nybble.backends.torch.ops.kernels.store import store_kv
 
-__all__ = ["gated_activation", "interpreted", "paged_attention", "rms_norm", "rope_store_kv", "store_kv"]
+__all__ = ["gated_activation", "interpreted", "paged_attention", "product", "rms_norm", "rope_store_kv", "store_kv"]

@@ -1,0 +1,99 @@
+"""A matrix of codes with scales, multiplied by activations that stay floats."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+
+from nybble.backends.torch.ops.choice import kernels, runs_kernels
+from nybble.backends.torch.ops.low_bit.linear import Linear
+from nybble.backends.torch.ops.low_bit.planes import Layout
+
+# What a code means:
+#   int    scale * (code - zero), one scale for `group` inputs of a row
+#   k      d * scale * code - dmin * min, with 6-bit scales and minima of 32 inputs and d, dmin of 256 (Q4_K, Q5_K)
+#   q6     d * scale * (code - 32), with 8-bit scales of 16 inputs and d of 256 (Q6_K)
+#   table  scale * table[code]
+#   e4m3   scale * code, read as float8_e4m3fn
+Meaning = Literal["int", "k", "q6", "table", "e4m3"]
+
+
+@dataclass(frozen=True, slots=True)
+class Codes:
+    """A matrix [out, in] in planes. Everything beside the codes lies with the rows next to each other: [..., out].
+
+    scale: [groups, out] float16 or float32; with `k` and `q6`, d [in / 256, out] float16. zero: uint8 or int16
+    [groups, out], None: `middle` everywhere. minimum: dmin [in / 256, out]. packed: `k`: the 12 bytes of scales and
+    minima, uint8 [in / 256, 12, out]; `q6`: int8 [in / 16, out]. table: float32 [16].
+    """
+
+    meaning: Meaning
+    layout: Layout
+    group: int
+    low: torch.Tensor
+    high: torch.Tensor | None
+    scale: torch.Tensor
+    zero: torch.Tensor | None = None
+    middle: int = 0
+    minimum: torch.Tensor | None = None
+    packed: torch.Tensor | None = None
+    table: torch.Tensor | None = None
+
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        every = (self.low, self.high, self.scale, self.zero, self.minimum, self.packed, self.table)
+        return tuple(one for one in every if one is not None)
+
+
+class CodedLinear(Linear):
+    """order: the input that stands at each place of the matrix, where the file has them in another order (act-order)."""
+
+    def __init__(self, kind: str, codes: Codes, in_features: int, order: torch.Tensor | None = None) -> None:
+        super().__init__(codes.low.shape[0], in_features)
+        self.kind = kind
+        self.codes = codes
+        self.order = order
+
+    def parts(self) -> tuple[torch.Tensor, ...]:
+        return (*self.codes.tensors(), *(() if self.order is None else (self.order,)))
+
+    def multiply(self, x: torch.Tensor) -> torch.Tensor:
+        if not runs_kernels(x):
+            return F.linear(x, self.decode(x.dtype))
+        return kernels.product(x if self.order is None else x.index_select(1, self.order), self.codes)
+
+    def decode(self, dtype: torch.dtype) -> torch.Tensor:
+        values = decode(self.codes, self.in_features)
+        if self.order is not None:
+            values = torch.empty_like(values).index_copy_(1, self.order, values)
+        return values.to(dtype)
+
+
+def decode(codes: Codes, in_features: int) -> torch.Tensor:
+    """float32 [out, in], the inputs in the order of the matrix."""
+    q = codes.layout.unpack(codes.low, codes.high, in_features)
+    scale = codes.scale.float()
+    if codes.meaning == "table":
+        assert codes.table is not None
+        return codes.table[q.int()] * _spread(scale, codes.group, in_features)
+    if codes.meaning == "e4m3":
+        return q.view(torch.float8_e4m3fn).float() * _spread(scale, codes.group, in_features)
+    if codes.meaning == "int":
+        zero = codes.middle if codes.zero is None else _spread(codes.zero.float(), codes.group, in_features)
+        return (q.float() - zero) * _spread(scale, codes.group, in_features)
+    assert codes.packed is not None
+    if codes.meaning == "q6":
+        small = scale.repeat_interleave(16, 0)[: len(codes.packed)] * codes.packed.float()
+        return (q.float() - 32) * _spread(small, 16, in_features)
+    assert codes.minimum is not None
+    first, second, third = codes.packed[:, 0:4], codes.packed[:, 4:8], codes.packed[:, 8:12]
+    factor = torch.cat([first & 63, (third & 15) | (first >> 6 << 4)], dim=1).float() * scale[:, None]
+    offset = torch.cat([second & 63, (third >> 4) | (second >> 6 << 4)], dim=1).float() * codes.minimum.float()[:, None]
+    return q.float() * _spread(factor.flatten(0, 1), 32, in_features) - _spread(offset.flatten(0, 1), 32, in_features)
+
+
+def _spread(groups: torch.Tensor, size: int, in_features: int) -> torch.Tensor:
+    """[groups, out] -> [out, in]."""
+    return groups.t().repeat_interleave(size, 1)[:, :in_features]

@@ -1,0 +1,82 @@
+"""The blocks of a GGUF file as codes in planes: the same bits, moved so that a GPU loads them in wide pieces."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from nybble.backends.torch.ops.low_bit.coded import Codes, CodedLinear
+from nybble.backends.torch.ops.low_bit.planes import Layout
+from nybble.checkpoint import Tensor
+
+Bytes = npt.NDArray[np.uint8]
+BLOCK_TYPES = ("Q4_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
+
+
+def from_blocks(tensor: Tensor, device: torch.device | str) -> CodedLinear:
+    """tensor: a matrix of one of BLOCK_TYPES."""
+    rows, columns = tensor.shape
+    blocks = np.frombuffer(tensor.data, np.uint8).reshape(rows, -1, tensor.format.block_bytes)
+    read = {"Q4_0": _q4_0, "Q8_0": _q8_0, "Q4_K": _q4_k, "Q5_K": _q5_k, "Q6_K": _q6_k}[tensor.format.name]
+    return CodedLinear(tensor.format.name, read(blocks, torch.device(device)), columns)
+
+
+def _q4_0(b: Bytes, device: torch.device) -> Codes:
+    nibbles = np.concatenate([b[:, :, 2:] & 15, b[:, :, 2:] >> 4], axis=2)
+    low, _ = _planes(Layout(4, 32), nibbles, device)
+    return Codes("int", Layout(4, 32), 32, low, None, _halves(b[:, :, :2], device), middle=8)
+
+
+def _q8_0(b: Bytes, device: torch.device) -> Codes:
+    low, _ = _planes(Layout(8, 32), b[:, :, 2:] ^ np.uint8(128), device)
+    return Codes("int", Layout(8, 32), 32, low, None, _halves(b[:, :, :2], device), middle=128)
+
+
+def _q4_k(b: Bytes, device: torch.device) -> Codes:
+    return _two_level(b, _fields(b[:, :, 16:], 4), Layout(4, 32), device)
+
+
+def _q5_k(b: Bytes, device: torch.device) -> Codes:
+    codes = _fields(b[:, :, 48:], 4) | (_fields(b[:, :, 16:48], 1) << np.uint8(4))
+    return _two_level(b, codes, Layout(5, 32), device)
+
+
+def _two_level(b: Bytes, codes: Bytes, layout: Layout, device: torch.device) -> Codes:
+    low, high = _planes(layout, codes, device)
+    return Codes(
+        "k", layout, 32, low, high, _halves(b[:, :, :2], device), minimum=_halves(b[:, :, 2:4], device),
+        packed=_rows_last(b[:, :, 4:16], device),
+    )  # fmt: skip
+
+
+def _q6_k(b: Bytes, device: torch.device) -> Codes:
+    halves = b[:, :, :128].reshape(*b.shape[:2], 2, 64)
+    nibbles = np.concatenate([halves & 15, halves >> 4], axis=3).reshape(*b.shape[:2], 256)
+    codes = nibbles | (_fields(b[:, :, 128:192], 2) << np.uint8(4))
+    layout = Layout(6, 32)
+    low, high = _planes(layout, codes, device)
+    scales = _rows_last(b[:, :, 192:208], device).view(torch.int8).flatten(0, 1)
+    return Codes("q6", layout, 16, low, high, _halves(b[:, :, 208:210], device), packed=scales)
+
+
+def _fields(packed: Bytes, bits: int) -> Bytes:
+    """[rows, blocks, 32 h] -> [rows, blocks, h * 8 / bits * 32]: of each 32 bytes, field 0 of all, field 1 of all, ..."""
+    runs = packed.reshape(*packed.shape[:2], -1, 1, 32)
+    shifts = np.arange(0, 8, bits, dtype=np.uint8).reshape(-1, 1)
+    return ((runs >> shifts) & np.uint8((1 << bits) - 1)).reshape(*packed.shape[:2], -1)
+
+
+def _planes(layout: Layout, codes: Bytes, device: torch.device) -> tuple[torch.Tensor, torch.Tensor | None]:
+    return layout.pack(torch.from_numpy(np.ascontiguousarray(codes.reshape(len(codes), -1))).to(device))
+
+
+def _rows_last(part: Bytes, device: torch.device) -> torch.Tensor:
+    """[rows, blocks, n] -> [blocks, n, rows]."""
+    return torch.from_numpy(np.ascontiguousarray(part.transpose(1, 2, 0))).to(device)
+
+
+def _halves(part: Bytes, device: torch.device) -> torch.Tensor:
+    """Two bytes of each block -> float16 [blocks, rows]."""
+    values = np.ascontiguousarray(part).view(np.float16)[:, :, 0]
+    return torch.from_numpy(np.ascontiguousarray(values.T)).to(device)
