@@ -34,7 +34,10 @@ SpeculateOption = Annotated[
 ]
 
 KvCacheTypeOption = Annotated[
-    str, typer.Option(help="Keys and values in f16, or in int8: twice as many tokens in the same memory.")
+    str,
+    typer.Option(
+        help="Keys and values in f16, or in int8 (on a GPU fp8 as well): twice as many tokens in the same memory."
+    ),
 ]
 
 DeviceOption = Annotated[

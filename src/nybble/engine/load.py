@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event, Thread
 
-from nybble.backends.cpu import CpuModel, KvType
+from nybble.backends.cpu import CpuModel
 from nybble.backends.device import DeviceOptions, resolve_device
 from nybble.cache.block_file import BlockFile
 from nybble.checkpoint import Checkpoint, Tensor, open_checkpoint
@@ -20,6 +20,7 @@ from nybble.engine.adapters import AdapterShelf
 from nybble.engine.core import EngineCore
 from nybble.engine.generate import Generator
 from nybble.engine.model import LoadedWeights
+from nybble.engine.options import KvCacheType
 from nybble.engine.scheduler import blocks_for
 from nybble.engine.speculation.draft_model import DraftWeights
 from nybble.tokenizer import Tokenizer, load_tokenizer
@@ -104,7 +105,7 @@ def load_model(
     *,
     threads: int | None = None,
     context: int | None = None,
-    kv_cache_type: KvType = "f16",
+    kv_cache_type: KvCacheType = "f16",
     adapter: Path | None = None,
     placement: DeviceOptions = NATIVE,
 ) -> LoadedModel:
@@ -120,6 +121,8 @@ def load_model(
         ConfigError: the threads, the context or the device cannot be used.
     """
     device = resolve_device(placement)
+    if device == "cpu" and kv_cache_type == "fp8":
+        raise ConfigError("kv_cache_type fp8 needs a GPU (or device 'torch-cpu'): the CPU has int8")
     checkpoint = open_checkpoint(path)
     chosen = choose_context(context, checkpoint.spec.context_length)
     stop = Event()  # an error or Ctrl-C does not wait until all weights are packed

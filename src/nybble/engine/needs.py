@@ -13,7 +13,7 @@ from nybble.engine.options import KvCacheType
 from nybble.engine.scheduler import blocks_for
 
 _WEIGHTS_FACTOR = 1.1  # packed weights, and what goes with them, beside the file
-_ELEMENT_BYTES = {"f16": 2.0, "int8": 1.05}  # with a scale for each head and token
+_ELEMENT_BYTES = {"f16": 2.0, "int8": 1.05, "fp8": 1.05}  # with a scale for each head and token
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
-from nybble.backends.cpu import KvType
 from nybble.backends.device import DeviceOptions, resolve_device
 from nybble.cache.block_pool import BLOCK_SIZE
 from nybble.core.errors import ConfigError
@@ -18,7 +17,7 @@ from nybble.engine.speculation.mode import parse_mode
 
 logger = logging.getLogger(__name__)
 
-KvCacheType = KvType
+KvCacheType = Literal["f16", "int8", "fp8"]  # fp8: of the torch backend
 _SHARE_OF_FREE_MEMORY = 0.5
 _CPU_STEP_TOKENS = 512
 _GPU_STEP_TOKENS = 4096
@@ -37,7 +36,7 @@ class EngineOptions:
     max_num_seqs: int = 64  # that run at once
     max_num_batched_tokens: int | None = None  # of one step; None: 512 on the CPU, 4096 on a GPU
     kv_cache_memory: int | str | None = None  # bytes, or "4GiB"; None: from free memory
-    kv_cache_type: KvType = "f16"  # of keys and values: f16, or int8 for twice as many tokens in the same memory
+    kv_cache_type: KvCacheType = "f16"  # of keys and values; int8 and fp8 hold twice as many tokens in the same memory
     enable_prefix_caching: bool = True
     threads: int | None = None
     speculate: str = "auto"  # whether guessed tokens are computed along: see nybble.engine.speculation.mode
@@ -97,12 +96,12 @@ class EngineOptions:
         return max(_GPU_STEP_TOKENS if on_gpu else _CPU_STEP_TOKENS, self.max_num_seqs)
 
 
-def parse_kv_type(text: str) -> KvType:
+def parse_kv_type(text: str) -> KvCacheType:
     """Raises ConfigError if keys and values cannot be kept so."""
-    for known in get_args(KvType):
+    for known in get_args(KvCacheType):
         if text == known:
             return known  # type: ignore[no-any-return]
-    raise ConfigError(f"kv_cache_type must be f16 or int8, not {text!r}")
+    raise ConfigError(f"kv_cache_type must be f16, int8 or fp8, not {text!r}")
 
 
 def parse_prefix_cache_file(text: str) -> bool | Path:
