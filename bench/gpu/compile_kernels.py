@@ -82,8 +82,8 @@ class Recorder:
         ptx = compiled.asm["ptx"]
         row = {
             "case": self.case, "kernel": name, "warps": compiled.metadata.num_warps, "shared": compiled.metadata.shared,
-            **resources(compiled.asm["cubin"]), "wgmma": ptx.count("wgmma.mma_async"), "mma": len(re.findall(r"\bmma\.sync", ptx)),
-            "wide_loads": len(re.findall(r"ld\.global\S*\.v4\.b32|cp\.async\S* \[.*\], \[.*\], 0x10|cp\.async\S*16", ptx)),
+            **resources(compiled.asm["cubin"]), "wgmma": ptx.count("wgmma.mma_async"),
+            "mma": len(re.findall(r"\bmma\.sync", ptx)), "wide_loads": len(re.findall(r"ld\.global\S*\.v4\.b32", ptx)),
             "seconds": round(seconds, 2),
         }  # fmt: skip
         self.rows.append(row)

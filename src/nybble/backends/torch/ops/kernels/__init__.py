@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nybble.backends.torch.ops.kernels.activation import gated_activation
+from nybble.backends.torch.ops.kernels.draw import draw
 from nybble.backends.torch.ops.kernels.norm import rms_norm
 from nybble.backends.torch.ops.kernels.paged import paged_attention
 from nybble.backends.torch.ops.kernels.product import product
@@ -10,4 +11,13 @@ from nybble.backends.torch.ops.kernels.rope_store import rope_store_kv
 from nybble.backends.torch.ops.kernels.shared import interpreted
 from nybble.backends.torch.ops.kernels.store import store_kv
 
-__all__ = ["gated_activation", "interpreted", "paged_attention", "product", "rms_norm", "rope_store_kv", "store_kv"]
+__all__ = [
+    "draw",
+    "gated_activation",
+    "interpreted",
+    "paged_attention",
+    "product",
+    "rms_norm",
+    "rope_store_kv",
+    "store_kv",
+]

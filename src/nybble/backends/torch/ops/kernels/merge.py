@@ -13,7 +13,7 @@ from nybble.backends.torch.ops.kernels.shared import narrow
 def merge_kernel(
     parts, lse_ptr, out_ptr, cu_q, q_heads, splits, WIDTH: tl.constexpr, BLOCK_WIDTH: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """One program has one head of one sequence. A piece without keys has an lse of -inf, and its part was not written."""
+    """One program has one head of one sequence. A piece without keys has an lse of -inf and no part."""
     sequence, head = tl.program_id(0), tl.program_id(1)
     token = tl.load(cu_q + sequence).to(tl.int64)
     if tl.load(cu_q + sequence + 1) > token:

@@ -19,7 +19,7 @@ def load_rows(
     WIDTH: tl.constexpr, BLOCK_WIDTH: tl.constexpr, BLOCK_SIZE: tl.constexpr, MASKED: tl.constexpr,
     QUANTISED: tl.constexpr,
 ):  # fmt: skip
-    """Keys or values [columns, BLOCK_WIDTH] in the type of `kind`, and their scales [columns] (1 where there are none)."""
+    """Keys or values [columns, BLOCK_WIDTH] in the type of `kind`, and their scales [columns] (else 1)."""
     across = tl.arange(0, BLOCK_WIDTH)
     if MASKED:
         inside = columns < kv_len
@@ -46,7 +46,7 @@ def walk(
     cap, window, WIDTH: tl.constexpr, BLOCK_WIDTH: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     MASKED: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_CAP: tl.constexpr, QUANTISED: tl.constexpr,
 ):  # fmt: skip
-    """Add the keys from `begin` to `end`. at: the key that each row's query is. Without MASKED all rows see all keys."""
+    """Add the keys from `begin` to `end`. at: the key that each row's query is. Without MASKED all rows see them."""
     for start in range(begin, end, BLOCK_N):
         columns = start + tl.arange(0, BLOCK_N)
         k, k_factor = load_rows(

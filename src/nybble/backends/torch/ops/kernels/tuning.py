@@ -41,7 +41,7 @@ class TileFile:
         self.tiles = _read(path)
 
     def add(self, key: str, tile: Tile) -> None:
-        """Remember it. What another process wrote in the meantime is kept; a disk that refuses costs the memory only."""
+        """Remember it. What another process wrote is kept; a disk that refuses costs only the memory of it."""
         self.tiles = _read(self.path) | self.tiles | {key: tile}
         content = {"version": _VERSION, "tiles": {name: astuple(one) for name, one in sorted(self.tiles.items())}}
         try:

@@ -48,7 +48,7 @@ class Codes:
 
 
 class CodedLinear(Linear):
-    """order: the input that stands at each place of the matrix, where the file has them in another order (act-order)."""
+    """order: the input that stands at each place of the matrix, where that is not its own (act-order)."""
 
     def __init__(self, kind: str, codes: Codes, in_features: int, order: torch.Tensor | None = None) -> None:
         super().__init__(codes.low.shape[0], in_features)

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from nybble.backends.torch.ops.low_bit.coded import Codes, CodedLinear
+from nybble.backends.torch.ops.low_bit.coded import CodedLinear, Codes
 from nybble.backends.torch.ops.low_bit.planes import Layout
 from nybble.checkpoint import Tensor
 
@@ -61,7 +61,7 @@ def _q6_k(b: Bytes, device: torch.device) -> Codes:
 
 
 def _fields(packed: Bytes, bits: int) -> Bytes:
-    """[rows, blocks, 32 h] -> [rows, blocks, h * 8 / bits * 32]: of each 32 bytes, field 0 of all, field 1 of all, ..."""
+    """[rows, blocks, 32 h] -> [rows, blocks, h * 8 / bits * 32]: of 32 bytes, field 0 of all, then field 1, ..."""
     runs = packed.reshape(*packed.shape[:2], -1, 1, 32)
     shifts = np.arange(0, 8, bits, dtype=np.uint8).reshape(-1, 1)
     return ((runs >> shifts) & np.uint8((1 << bits) - 1)).reshape(*packed.shape[:2], -1)

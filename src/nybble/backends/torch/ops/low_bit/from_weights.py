@@ -6,14 +6,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from nybble.backends.torch.ops.low_bit.coded import Codes, CodedLinear
+from nybble.backends.torch.ops.low_bit.coded import CodedLinear, Codes
 from nybble.backends.torch.ops.low_bit.planes import PLANES, Layout
 from nybble.quant.weights import CODEBOOKS, Codebook4, Float8, GroupedInt
 
 
 def from_grouped(weight: GroupedInt, device: torch.device | str) -> CodedLinear | None:
     """GPTQ, AWQ and compressed-tensors integers. None: groups of sizes that no kernel has."""
-    rows, columns = weight.shape
+    columns = weight.shape[1]
     if weight.bits not in PLANES:
         return None
     groups, order = weight.groups(), None
