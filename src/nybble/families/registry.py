@@ -9,7 +9,8 @@ from nybble.core.fields import Fields
 from nybble.families import gemma, llama, phi
 from nybble.families.common import Mapped, check_heads
 
-_GGUF = ("llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3")
+# deci: llama's decoder with widths that may differ from layer to layer, which llama.cpp reads under this name only.
+_GGUF = ("llama", "deci", "qwen2", "qwen3", "gemma2", "gemma3", "phi3")
 _HF: Mapping[str, Callable[[Fields, frozenset[str]], Mapped]] = {
     "LlamaForCausalLM": lambda f, has: llama.from_hf(f, has=has),
     "MistralForCausalLM": lambda f, has: llama.from_hf(f, has=has),
@@ -49,8 +50,15 @@ def map_gguf(
             raise CheckpointError(f"{where}: mixtures of experts are not supported yet")
         factors = read_vector("rope_freqs.weight")
         has = frozenset(shapes)
+        family = "llama" if arch == "deci" else arch
         mapped = llama.from_gguf(
-            f, family=arch, vocab_size=vocab_size, tied=tied, freq_factors=factors, has=has, interleaved=arch == "llama"
+            f,
+            family=family,
+            vocab_size=vocab_size,
+            tied=tied,
+            freq_factors=factors,
+            has=has,
+            interleaved=family == "llama",
         )
     check_heads(mapped.spec, where)
     return mapped

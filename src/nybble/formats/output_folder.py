@@ -10,6 +10,7 @@ import os
 import shutil
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 from nybble.core.errors import NybbleError, OutputError
 from nybble.formats.output import OutputFile
@@ -17,23 +18,22 @@ from nybble.formats.output import OutputFile
 _STATE = "state.json"
 
 
-class OutputFolder:
-    """Collects files in `.NAME.part` beside the target; `commit` gives the folder its name.
+class WorkFolder:
+    """A folder for unfinished work that no other process uses at the same time. Raises OutputError.
 
     plan: says what is being made. Files of an earlier, interrupted attempt are kept if its plan was the same, and
-    thrown away otherwise. Leaving the `with` block without a commit keeps what is there, unless the reason is one that
-    would come again: an error about the model or the options. Raises OutputError.
+    thrown away otherwise. Leaving the `with` block keeps what is there, unless the reason is one that would come again:
+    an error about the model or the options.
     """
 
-    def __init__(self, target: Path, plan: dict[str, object], *, force: bool = False) -> None:
-        refuse_existing_folder(target, force=force)
+    def __init__(self, work: Path, plan: dict[str, object], *, target: Path) -> None:
+        """target: what is being made, for errors."""
         self.target = target
-        self.work = target.parent / f".{target.name}.part"
-        self._force = force
+        self.work = work
         self._plan = json.dumps(plan, sort_keys=True)
         self._lock: int | None = None
 
-    def __enter__(self) -> OutputFolder:
+    def __enter__(self) -> Self:
         try:
             self.work.mkdir(exist_ok=True)
             self._lock = os.open(self.work, os.O_RDONLY)
@@ -44,6 +44,7 @@ class OutputFolder:
         except OSError as e:
             self._unlock()
             raise self._failed(e) from e
+        self._remove_unfinished()
         state = self.work / _STATE
         if not state.exists() or state.read_text("utf-8") != self._plan:
             for path in self.work.iterdir():
@@ -57,10 +58,36 @@ class OutputFolder:
     ) -> None:
         if kind is not None and issubclass(kind, NybbleError) and not issubclass(kind, OutputError):
             shutil.rmtree(self.work, ignore_errors=True)
+        self._remove_unfinished()
+        self._unlock()
+
+    def _remove_unfinished(self) -> None:
+        """Files that got no name yet, of this attempt or of one that was killed."""
         for left in self.work.glob(".*.part") if self.work.exists() else ():
             with contextlib.suppress(OSError):
                 left.unlink()
-        self._unlock()
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _failed(self, error: OSError) -> OutputError:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return OutputError(f"{self.target} does not fit on the disk: make room")
+        if error.errno == errno.ENOENT:
+            return OutputError(f"{self.target} cannot be written: the folder {self.target.parent} does not exist")
+        return OutputError(f"{self.target} cannot be written: {error.strerror or error}")
+
+
+class OutputFolder(WorkFolder):
+    """Collects files in `.NAME.part` beside the target; `commit` gives the folder its name."""
+
+    def __init__(self, target: Path, plan: dict[str, object], *, force: bool = False, work: Path | None = None) -> None:
+        """work: another place for the files until they are complete, on the same disk."""
+        refuse_existing_folder(target, force=force)
+        super().__init__(target.parent / f".{target.name}.part" if work is None else work, plan, target=target)
+        self._force = force
 
     def commit(self, drop: list[Path]) -> None:
         """Give the folder its name, without the files in `drop`."""
@@ -76,18 +103,6 @@ class OutputFolder:
                 shutil.rmtree(old)
         except OSError as e:
             raise self._failed(e) from e
-
-    def _unlock(self) -> None:
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
-
-    def _failed(self, error: OSError) -> OutputError:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return OutputError(f"{self.target} does not fit on the disk: make room")
-        if error.errno == errno.ENOENT:
-            return OutputError(f"{self.target} cannot be written: the folder {self.target.parent} does not exist")
-        return OutputError(f"{self.target} cannot be written: {error.strerror or error}")
 
 
 def refuse_existing_folder(path: Path, *, force: bool) -> None:

@@ -25,17 +25,21 @@ _FILES = ("hidden-0.bin", "hidden-1.bin", "hidden-2.bin")
 
 @dataclass(slots=True)
 class Moments:
-    """Of all inputs [tokens, in] that a group of linears reads: sums of x x^T and of |x|. full: the whole matrix."""
+    """Of all inputs [tokens, in] that a group of linears reads: sums of x x^T, of |x| and of x.
+
+    full: the whole matrix, not only its diagonal.
+    """
 
     squares: torch.Tensor
     absolute: torch.Tensor
+    signed: torch.Tensor
     full: bool
     count: int = 0
 
     @classmethod
     def zeros(cls, inputs: int, *, full: bool) -> Moments:
         shape = (inputs, inputs) if full else (inputs,)
-        return cls(torch.zeros(shape), torch.zeros(inputs), full)
+        return cls(torch.zeros(shape), torch.zeros(inputs), torch.zeros(inputs), full)
 
     def add(self, x: torch.Tensor) -> None:
         """x: [..., in]."""
@@ -45,6 +49,7 @@ class Moments:
         else:
             self.squares += flat.square().sum(0)
         self.absolute += flat.abs().sum(0)
+        self.signed += flat.sum(0)
         self.count += len(flat)
 
     def hessian(self, name: str) -> torch.Tensor:
@@ -63,6 +68,9 @@ class Moments:
 
     def mean_abs(self) -> torch.Tensor:
         return self.absolute / max(1, self.count)
+
+    def mean(self) -> torch.Tensor:
+        return self.signed / max(1, self.count)
 
 
 def quiet_inputs(importance: torch.Tensor) -> int:

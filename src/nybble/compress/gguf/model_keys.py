@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from nybble.core.spec import LayerSpec, ModelSpec, RopeScaling, RopeSpec
 from nybble.formats.gguf_writer import Value
 
 ARCHITECTURES = {family: family for family in ("llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3")}
+PER_LAYER = "deci"  # llama's decoder with arrays of widths
 _GEMMA_PERIOD = {"gemma2": 2, "gemma3": 6}  # every second or sixth layer sees everything; GGUF has no key for it
 _GEMMA_LARGEST = {"gemma2": 46, "gemma3": 62}  # layers of the models that divide by another width than head_dim
 
@@ -24,25 +24,19 @@ def model_keys(checkpoint: Checkpoint) -> tuple[dict[str, Value], list[str]]:
     Raises CheckpointError for what GGUF cannot say.
     """
     spec, where = checkpoint.spec, str(checkpoint.path)
-    arch = ARCHITECTURES[spec.family]
+    arch = architecture_of(spec, where)
     layer = spec.layers[-1]  # of Gemma's kinds of layers, one that sees everything
     if spec.family in _GEMMA_PERIOD:
         layer = next((one for one in spec.layers if one.window is None), layer)
     notes: list[str] = []
     keys: dict[str, Value] = {
-        "block_count": len(spec.layers),
         "context_length": spec.context_length,
         "embedding_length": spec.hidden_size,
-        "feed_forward_length": _same((one.ffn_size for one in spec.layers), "feed-forward sizes", where),
-        "attention.head_count": _same((one.num_q_heads for one in spec.layers), "numbers of heads", where),
-        "attention.head_count_kv": _same((one.num_kv_heads for one in spec.layers), "numbers of kv heads", where),
-        "attention.key_length": layer.head_dim,
-        "attention.value_length": layer.head_dim,
         "attention.layer_norm_rms_epsilon": float(spec.norm_eps),
         "rope.freq_base": float(layer.rope.base),
-        "rope.dimension_count": layer.rope.rotary_dim,
         "vocab_size": spec.vocab_size,
     }
+    keys |= width_keys(spec)
     keys |= _scaling(layer.rope, where, notes)
     if spec.family in _GEMMA_PERIOD:
         keys |= _gemma(spec, layer, where)
@@ -54,11 +48,40 @@ def model_keys(checkpoint: Checkpoint) -> tuple[dict[str, Value], list[str]]:
     return {**general, **{f"{arch}.{key}": value for key, value in keys.items()}}, notes
 
 
-def _same(values: Iterable[int], what: str, where: str) -> int:
-    different = list(dict.fromkeys(values))
-    if len(different) > 1:
-        raise CheckpointError(f"{where}: layers with different {what} cannot be written to a GGUF file yet")
-    return different[0]
+def architecture_of(spec: ModelSpec, where: str) -> str:
+    """What GGUF calls the decoder. Layers that differ in width have a name of their own, which llama.cpp reads them by.
+
+    Raises CheckpointError if there is none.
+    """
+    if spec.family not in ARCHITECTURES:
+        raise CheckpointError(f"{where}: GGUF has no architecture for the family {spec.family!r}")
+    if len({(one.num_q_heads, one.num_kv_heads, one.ffn_size) for one in spec.layers}) == 1:
+        return ARCHITECTURES[spec.family]
+    plain = all(one.window is None and one.rope.rotary_dim == one.head_dim for one in spec.layers)
+    if spec.family not in ("llama", "qwen2") or not plain:
+        raise CheckpointError(
+            f"{where}: GGUF has no architecture for a decoder of the family {spec.family} whose layers differ in "
+            "width, so they must all have the same"
+        )
+    return PER_LAYER
+
+
+def width_keys(spec: ModelSpec) -> dict[str, Value]:
+    """Without the architecture in front: a number for all layers, or an array where they differ."""
+    first = spec.layers[0]
+    return {
+        "block_count": len(spec.layers),
+        "feed_forward_length": _each([one.ffn_size for one in spec.layers]),
+        "attention.head_count": _each([one.num_q_heads for one in spec.layers]),
+        "attention.head_count_kv": _each([one.num_kv_heads for one in spec.layers]),
+        "attention.key_length": first.head_dim,
+        "attention.value_length": first.head_dim,
+        "rope.dimension_count": first.rope.rotary_dim,
+    }
+
+
+def _each(values: list[int]) -> Value:
+    return values[0] if len(set(values)) == 1 else np.array(values, np.int32)
 
 
 def _scaling(rope: RopeSpec, where: str, notes: list[str]) -> dict[str, Value]:

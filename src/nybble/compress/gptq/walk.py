@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 
 from nybble.backends.torch import Layer, TorchDecoder
+from nybble.compress.calibration.groups import walk_groups
 from nybble.compress.calibration.samples import Calibration, load_calibration
-from nybble.compress.calibration.stream import Buffer, Moments, Stream, quiet_inputs
+from nybble.compress.calibration.stream import Moments, Stream, quiet_inputs
 from nybble.compress.gptq.algorithm import GptqOptions, Order, gptq, prepare
 from nybble.compress.grids import Grid
 from nybble.compress.methods import Progress, QuantizeReport, QuantizeRequest
@@ -143,33 +144,7 @@ class Gptq:
         assert stream is not None
         layer = stream.layer(index)
         work = _Rounding(self, layer, self.model.modules(index), told)
-        spec = layer.spec
-        moments = Moments.zeros(self.model.spec.hidden_size, full=True)
-        for part in stream.batches():
-            moments.add(layer.attention_input(stream.read(index, part)))
-        work.group(0, moments)
-
-        mixed = stream.buffer(spec.num_q_heads * spec.head_dim)
-        moments = Moments.zeros(spec.num_q_heads * spec.head_dim, full=True)
-        for part in stream.batches():
-            values = layer.attention_mix(layer.attention_input(stream.read(index, part)))
-            mixed.write(part, values)
-            moments.add(values)
-        work.group(1, moments)
-
-        out = stream.output(index)
-        moments = Moments.zeros(self.model.spec.hidden_size, full=True)
-        for part in stream.batches():
-            values = layer.add_attention(stream.read(index, part), mixed.read(part))
-            out.write(part, values)
-            moments.add(layer.ffn_input(values))
-        work.group(2, moments)
-
-        moments = Moments.zeros(spec.ffn_size, full=True)
-        for part in stream.batches():
-            moments.add(layer.ffn_mix(layer.ffn_input(out.read(part))))
-        work.group(3, moments)
-        _finish(stream, layer, out)
+        walk_groups(stream, index, layer, work.group, full=True)
         return LayerResult(work.stored, errors=work.errors)
 
     @property
@@ -205,13 +180,6 @@ def _order(options: Options) -> Order:
     if options.flag("desc_act", False):
         return Order.STATIC if options.flag("static_groups", False) else Order.FULL
     return Order.STATIC if options.flag("static_groups", False) else Order.GROUPS
-
-
-def _finish(stream: Stream, layer: Layer, out: Buffer) -> None:
-    for part in stream.batches():
-        x = out.read(part)
-        out.write(part, layer.add_ffn(x, layer.ffn_mix(layer.ffn_input(x))))
-    out.close()
 
 
 class _Rounding:

@@ -236,7 +236,7 @@ def _from_gguf(checkpoint: Checkpoint) -> FolderModel:
     )
     where = f"{checkpoint.path}, as config.json would say it"
     mapped = map_hf(config, frozenset(_names(spec)), where)
-    differing = _difference(spec, mapped.spec)
+    differing = difference(spec, mapped.spec)
     if differing:
         raise CheckpointError(
             f"{checkpoint.path}: its {differing} cannot be said in a config.json: use the model's own folder instead"
@@ -263,7 +263,7 @@ def _names(spec: ModelSpec) -> Iterator[str]:
         yield HF_NAMES["attn.q_norm"].format(i=0)
 
 
-def _difference(a: ModelSpec, b: ModelSpec) -> str | None:
+def difference(a: ModelSpec, b: ModelSpec) -> str | None:
     """What two descriptions disagree in, as far as they compute differently."""
     for name in ("vocab_size", "hidden_size", "norm_eps", "tied_head", "embed_scale", "logit_scale", "logit_softcap"):
         one_value, other_value = getattr(a, name), getattr(b, name)

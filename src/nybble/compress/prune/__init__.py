@@ -1,0 +1,1 @@
+"""Pruning: weights set to zero, or layers, neurons and heads taken out."""
