@@ -117,7 +117,7 @@ def _torch_problem() -> str | None:
     if torch.version.cuda is None:
         return f"the installed PyTorch {torch.__version__} was built without CUDA: {NEEDS_TORCH}"
     try:
-        torch.cuda.init()  # says what is_available keeps to itself
+        torch.cuda.init()  # type: ignore[no-untyped-call]  # says what is_available keeps to itself
     except RuntimeError as error:
         return (
             f"PyTorch finds no usable GPU ({_first_line(error)}): its CUDA {torch.version.cuda} may need a newer driver"

@@ -128,7 +128,8 @@ def load_model(
     stop = Event()  # an error or Ctrl-C does not wait until all weights are packed
     stoppable = replace(checkpoint, tensors=_UntilStopped(checkpoint.tensors, stop))
     with _pages_given_back(checkpoint), ThreadPoolExecutor(1, "load-weights") as executor, _set_on_error(stop):
-        load = CpuModel.load if device == "cpu" else _torch_loader(device, placement)
+        native: Callable[..., LoadedWeights] = CpuModel.load
+        load = native if device == "cpu" else _torch_loader(device, placement)
         weights = executor.submit(load, stoppable, threads=threads, context=chosen, kv_cache_type=kv_cache_type)
         tokenizer = load_tokenizer(checkpoint.tokenizer)
         check_vocab(tokenizer, checkpoint.spec.vocab_size)

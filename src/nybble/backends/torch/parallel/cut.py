@@ -42,13 +42,13 @@ def columns_of(tensor: Tensor, begin: int, end: int) -> Tensor:
     rows = np.frombuffer(tensor.data, np.uint8).reshape(tensor.shape[0], -1)
     size = tensor.format.block_bytes
     part = np.ascontiguousarray(rows[:, begin // block * size : end // block * size])
-    return replace(tensor, shape=shape, data=memoryview(part.reshape(-1)), file=None, begin=0)
+    return replace(tensor, shape=shape, data=part.reshape(-1).data, file=None, begin=0)
 
 
 def float_tensor(name: str, values: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> Tensor:
     """A tensor that holds float32 values in memory."""
     data = np.ascontiguousarray(values, np.float32)
-    return Tensor(name, data.shape, FORMATS["F32"], memoryview(data.reshape(-1)).cast("B"))
+    return Tensor(name, data.shape, FORMATS["F32"], data.reshape(-1).data.cast("B"))
 
 
 def _packed_columns(weight: PackedWeight, begin: int, end: int) -> PackedWeight | None:

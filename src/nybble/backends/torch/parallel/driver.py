@@ -168,7 +168,7 @@ class Team:
         """Until the device has done what it was given, unless a rank is gone: its sums would never end."""
         if device.type != "cuda":
             return
-        done = torch.cuda.Event()
+        done: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
         done.record()
         deadline = time.monotonic() + STEP_SECONDS
         while not done.query():

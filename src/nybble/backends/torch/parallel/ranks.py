@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.distributed as dist
+import torch.distributed
 
+dist: Any = torch.distributed  # much of it is not in its types
 _HOST = "127.0.0.1"
 _NUMBERS = 8  # of an order: what it is, six arguments, and the length of its payload
 _IDLE = timedelta(days=365)  # a server may wait long for its next request

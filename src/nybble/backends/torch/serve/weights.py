@@ -35,7 +35,7 @@ class _Packed:
         y = self.linear(x)
         if self.bias is not None:
             y = y + self.bias
-        parts = y.split(self.widths, dim=-1)
+        parts = torch.split(y, self.widths, dim=-1)
         if adapters is not None:
             for name, part in zip(self.names, parts, strict=True):
                 adapters.add(name, x, part)
@@ -190,5 +190,5 @@ class Embedding:
         return rows if inside is None else rows * inside[:, None].to(rows.dtype)
 
     def _decode(self, stored: npt.NDArray[np.uint8]) -> torch.Tensor:
-        values = dequantize(self._format, memoryview(np.ascontiguousarray(stored).reshape(-1)))
+        values = dequantize(self._format, np.ascontiguousarray(stored).reshape(-1).data)
         return torch.from_numpy(values.reshape(len(stored), -1)).to(self._device, self._dtype)
