@@ -144,7 +144,7 @@ def test_what_does_not_fit_is_refused() -> None:
         ops.paged_attention(q, k_cache, v_cache, tables, cu, lens.long(), sm_scale=1.0, max_q_len=1)
     with pytest.raises(ConfigError, match=r"needs contiguous scales \[3, 16, 1\] of torch.float32, not none"):
         ops.paged_attention(q, k_cache.to(INT8), v_cache.to(INT8), tables, cu, lens, sm_scale=1.0, max_q_len=1)
-    with pytest.raises(ConfigError, match="no kernel for head_dim 320 .* set NYBBLE_TORCH_OPS=torch"):
+    with pytest.raises(ConfigError, match=r"no kernel for head_dim 320 .* set NYBBLE_TORCH_OPS=torch"):
         big = torch.zeros(1, 16, 1, 320, device=DEVICE)
         ops.paged_attention(normal(1, 3, 320), big, big, tables, cu, lens, sm_scale=1.0, max_q_len=1)
     with pytest.raises(ConfigError, match="rotary_dim 7 must be even and at most 16"):

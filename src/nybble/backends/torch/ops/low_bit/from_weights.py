@@ -27,12 +27,12 @@ def from_grouped(weight: GroupedInt, device: torch.device | str) -> CodedLinear 
         return None
     codes = weight.codes if order is None else weight.codes[:, order]
     layout = Layout(weight.bits, run)
-    low, high = layout.pack(_on(codes, device))
+    low, high = layout.pack(on_device(codes, device))
     scale = weight.scales if weight.scales.dtype == np.float16 else weight.scales.astype(np.float32)
-    zero = None if weight.zeros is None else _on(_zeros(weight.zeros).T, device)
-    packed = Codes("int", layout, size, low, high, _on(scale.T, device), zero, middle=1 << (weight.bits - 1))
+    zero = None if weight.zeros is None else on_device(_zeros(weight.zeros).T, device)
+    packed = Codes("int", layout, size, low, high, on_device(scale.T, device), zero, middle=1 << (weight.bits - 1))
     name = f"W{weight.bits}A16"
-    return CodedLinear(name, packed, columns, None if order is None else _on(order.astype(np.int64), device))
+    return CodedLinear(name, packed, columns, None if order is None else on_device(order.astype(np.int64), device))
 
 
 def from_codebook(weight: Codebook4, device: torch.device | str) -> CodedLinear | None:
@@ -42,9 +42,9 @@ def from_codebook(weight: Codebook4, device: torch.device | str) -> CodedLinear 
     if columns % weight.block or run is None:
         return None
     layout = Layout(4, run)
-    low, _ = layout.pack(_on(weight.codes, device))
-    scale = _on(weight.absmax.reshape(rows, -1).T, device)
-    table = _on(CODEBOOKS[weight.table], device)
+    low, _ = layout.pack(on_device(weight.codes, device))
+    scale = on_device(weight.absmax.reshape(rows, -1).T, device)
+    table = on_device(CODEBOOKS[weight.table], device)
     return CodedLinear(
         weight.table.upper(), Codes("table", layout, weight.block, low, None, scale, table=table), columns
     )
@@ -61,8 +61,8 @@ def from_float8(weight: Float8, device: torch.device | str) -> CodedLinear | Non
     if run is None:
         return None
     layout = Layout(8, run)
-    low, _ = layout.pack(_on(weight.codes, device))
-    scale = _on(np.broadcast_to(scales, (rows, scales.shape[1])).T, device)
+    low, _ = layout.pack(on_device(weight.codes, device))
+    scale = on_device(np.broadcast_to(scales, (rows, scales.shape[1])).T, device)
     return CodedLinear("FP8", Codes("e4m3", layout, size, low, None, scale), columns)
 
 
@@ -82,6 +82,7 @@ def _run(group: int, columns: int, most: int) -> int | None:
     return None
 
 
-def _on(array: npt.NDArray[np.generic], device: torch.device | str) -> torch.Tensor:
+def on_device(array: npt.NDArray[np.generic], device: torch.device | str) -> torch.Tensor:
+    """A tensor of it. Arrays that may not be written, as a mapped file's, are copied."""
     whole = np.ascontiguousarray(array)
     return torch.from_numpy(whole if whole.flags.writeable else whole.copy()).to(device)

@@ -1,4 +1,4 @@
-"""One token of each row of logits, without sorting the vocabulary: one program has one row and reads it again and again.
+"""One token of each row of logits, without sorting the vocabulary: one program has one row, and reads it many times.
 
 Where a cut lies is found by bisection over the bits of the logits, two bits in each pass: how much lies at or above
 three values decides the next two bits. A row of 128,000 logits is half a megabyte, which the second-level cache holds.
@@ -80,10 +80,7 @@ def _find(row, vocab, floor, largest, factor, wanted, over: tl.constexpr, lowest
 @triton.jit
 def _enough(amount, wanted, key, lowest, over: tl.constexpr):
     """1 where the border is at `key` or above it. All that is kept lies at `lowest` or above, and is enough."""
-    if over:
-        enough = amount > wanted
-    else:
-        enough = amount >= wanted
+    enough = amount > wanted if over else amount >= wanted
     return (enough | (key <= lowest)).to(tl.int64)
 
 
