@@ -108,3 +108,12 @@ def find(name: str, target: Path | None = None) -> Method:
         raise ConfigError(f"--to {name} is not a type nybble knows; it knows {', '.join(names())}")
     is_gguf = target is not None and target.suffix.lower() == ".gguf"
     return min(found, key=lambda method: (is_gguf and method.container != "gguf", method.name != name))
+
+
+def expected_time(seconds: float) -> str:
+    """A sentence for people who decide whether to wait."""
+    if seconds < 90:
+        return f"it would take about {max(1, round(seconds))} s on this machine"
+    if seconds < 5400:
+        return f"it would take about {round(seconds / 60)} min on this machine"
+    return f"it would take about {seconds / 3600:.1f} h on this machine"

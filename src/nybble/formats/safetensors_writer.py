@@ -18,6 +18,7 @@ from nybble.formats.stored import Stored
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+SHARD_BYTES = 5 * 10**9  # of one file, at most, where a tensor is not larger
 _ALIGNMENT = 8
 _METADATA = {"format": "pt"}  # transformers refuses files without it
 
@@ -40,6 +41,16 @@ class Entry:
 
 def write_safetensors(path: Path, entries: Sequence[Entry], *, force: bool = False) -> None:
     """Raises OutputError if the file cannot be written, ValueError if a tensor has another size than it said."""
+    with OutputFile(path, force=force) as file:
+        file.write(_header(entries))
+        for entry in entries:
+            view = memoryview(entry.read())
+            if view.nbytes != entry.num_bytes:
+                raise ValueError(f"{entry.name} has {view.nbytes} bytes instead of {entry.num_bytes}")
+            file.write(view)
+
+
+def _header(entries: Sequence[Entry]) -> bytes:
     header: dict[str, object] = {"__metadata__": _METADATA}
     at = 0
     for entry in entries:
@@ -51,28 +62,15 @@ def write_safetensors(path: Path, entries: Sequence[Entry], *, force: bool = Fal
         at += entry.num_bytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _ALIGNMENT)
-    with OutputFile(path, force=force) as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for entry in entries:
-            view = memoryview(entry.read())
-            if view.nbytes != entry.num_bytes:
-                raise ValueError(f"{entry.name} has {view.nbytes} bytes instead of {entry.num_bytes}")
-            file.write(view)
+    return len(text).to_bytes(8, "little") + text
 
 
-def write_shards(folder: Path, entries: Sequence[Entry], *, max_bytes: int = 5 * 10**9) -> list[Path]:
+def write_shards(folder: Path, entries: Sequence[Entry], *, max_bytes: int = SHARD_BYTES) -> list[Path]:
     """One `model.safetensors`, or several with their index where they would be larger than `max_bytes`.
 
     Raises OutputError if a file cannot be written.
     """
-    shards: list[list[Entry]] = [[]]
-    size = 0
-    for entry in entries:
-        if shards[-1] and size + entry.num_bytes > max_bytes:
-            shards.append([])
-            size = 0
-        shards[-1].append(entry)
-        size += entry.num_bytes
+    shards = _shards(entries, max_bytes)
     if len(shards) == 1:
         path = folder / "model.safetensors"
         write_safetensors(path, shards[0], force=True)
@@ -86,6 +84,23 @@ def write_shards(folder: Path, entries: Sequence[Entry], *, max_bytes: int = 5 *
     }
     write_json(folder / "model.safetensors.index.json", index)
     return paths
+
+
+def shards_bytes(entries: Sequence[Entry], *, max_bytes: int = SHARD_BYTES) -> int:
+    """Bytes of the files that `write_shards` writes, without their index. Reads no tensor."""
+    return sum(len(_header(shard)) + sum(e.num_bytes for e in shard) for shard in _shards(entries, max_bytes))
+
+
+def _shards(entries: Sequence[Entry], max_bytes: int) -> list[list[Entry]]:
+    shards: list[list[Entry]] = [[]]
+    size = 0
+    for entry in entries:
+        if shards[-1] and size + entry.num_bytes > max_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(entry)
+        size += entry.num_bytes
+    return shards
 
 
 def write_json(path: Path, value: Mapping[str, object]) -> None:

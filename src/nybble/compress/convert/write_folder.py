@@ -13,9 +13,7 @@ from nybble.compress.convert.proof import Proof
 from nybble.compress.methods import Progress, QuantizeReport
 from nybble.core.errors import ConfigError
 from nybble.formats.output_folder import OutputFolder, refuse_existing_folder
-from nybble.formats.safetensors_writer import Entry, write_json, write_shards
-
-SHARD_BYTES = 5 * 10**9
+from nybble.formats.safetensors_writer import SHARD_BYTES, Entry, shards_bytes, write_json, write_shards
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class FolderPlan:
             counts[name] += 1
             sizes[name] += entry.num_bytes
         by_type = {name: (counts[name], sizes[name]) for name in counts}
-        total = sum(sizes.values())
+        total = shards_bytes(self.entries, max_bytes=SHARD_BYTES)
         return QuantizeReport(self.source_bytes, total, self.num_weights, by_type, self.notes, self.peak_bytes)
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 from nybble.compress.gguf.imatrix import ImportanceMatrix, read_imatrix
 from nybble.compress.gguf.mixes import MIXES, Assignment, Mix, assign, is_quantised, parse_overrides
 from nybble.compress.gguf.source import open_source
+from nybble.compress.gguf.timing import expected_seconds
 from nybble.compress.gguf.write import check_target, make_plan, write
-from nybble.compress.methods import Method, Progress, QuantizeReport, QuantizeRequest, register
+from nybble.compress.methods import Method, Progress, QuantizeReport, QuantizeRequest, expected_time, register
 from nybble.core.errors import ConfigError
 from nybble.formats.gguf_writer import Value
 
@@ -41,8 +43,11 @@ def quantize(request: QuantizeRequest, progress: Progress) -> QuantizeReport:
     plan = make_plan(source, [a.format for a in assignments], mix.file_type, extra, notes)
     for note in plan.report.notes:
         progress.note(note)
-    if not request.dry_run:
-        write(plan, request.target, progress, imatrix=imatrix, threads=request.threads, force=request.force)
+    if request.dry_run:
+        expected = expected_time(expected_seconds(plan, imatrix, request.threads))
+        progress.note(expected)
+        return replace(plan.report, notes=(*plan.report.notes, expected))
+    write(plan, request.target, progress, imatrix=imatrix, threads=request.threads, force=request.force)
     return plan.report
 
 

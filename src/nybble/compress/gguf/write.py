@@ -101,7 +101,7 @@ def write(
                 writer.write(info, tensor.read())
             else:
                 weights = None if imatrix is None else imatrix.weights(info.name, info.shape[-1])
-                writer.write(info, _encode(encoder, tensor, info, weights, plan.source.path))
+                writer.write(info, encode(encoder, tensor, info, weights, plan.source.path))
             tensor.release()
             progress.advance(info.num_weights, f"{info.name} {info.format.name}")
         writer.finish()
@@ -109,13 +109,14 @@ def write(
             check(file.part)
 
 
-def _encode(
+def encode(
     encoder: _native.Encoder,
     tensor: SourceTensor,
     info: TensorInfo,
     weights: npt.NDArray[np.float32] | None,
     path: Path,
 ) -> npt.NDArray[np.uint8]:
+    """A tensor in the type of `info`. Raises CheckpointError that names the tensor and the row of a NaN."""
     out = np.empty(info.num_bytes, np.uint8)
     columns = info.shape[-1]
     bad = encoder.encode_into(

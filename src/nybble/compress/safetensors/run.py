@@ -9,22 +9,24 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from nybble.compress.methods import Progress, QuantizeReport, QuantizeRequest
+from nybble.compress.methods import Progress, QuantizeReport, QuantizeRequest, expected_time
 from nybble.compress.safetensors.model import Floats, FolderModel, Module, open_folder_model
 from nybble.compress.safetensors.side_files import write_side_files
-from nybble.compress.safetensors.timing import sentence
 from nybble.core.errors import ConfigError
 from nybble.formats.output_folder import OutputFolder, refuse_existing_folder
 from nybble.formats.safetensors import SafeTensor, read_file, read_json
-from nybble.formats.safetensors_writer import Entry, write_json, write_safetensors, write_shards
+from nybble.formats.safetensors_writer import Entry, shards_bytes, write_json, write_safetensors, write_shards
 from nybble.formats.stored import Stored, size_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 REPORT = "quantization_report.json"
 
@@ -102,18 +104,20 @@ def quantize_folder(
     model = layer_pass.model
     for note in model.notes:
         progress.note(note)
-    report = _predict(model, layer_pass)
+    plan = _plan(model, layer_pass)
+    report = _predict(model, layer_pass, plan)
     if request.dry_run:
-        expected = sentence(layer_pass.seconds())
+        expected = expected_time(layer_pass.seconds())
         progress.note(expected)
         return replace(report, notes=(*report.notes, expected))
     identity = {**layer_pass.plan(), "source": _identity(request.source), "method": request.method.name, "version": 1}
     with OutputFolder(request.target, identity, force=request.force) as folder:
+        progress.start(sum(m.num_weights for m in model.all_modules()) + sum(map(_joining, plan.entries)))
         errors = _layers(model, layer_pass, folder.work, progress)
         notes = layer_pass.summary(errors)
         for note in notes:
             progress.note(note)
-        used = _join(model, layer_pass, folder.work)
+        used = _join(model, plan.entries, folder.work, progress)
         _write_rest(model, layer_pass, folder.work)
         if request.options.get("report"):
             _write_report(folder.work / REPORT, request, report, errors, notes)
@@ -130,31 +134,45 @@ def _identity(source: Path) -> list[object]:
     return [str(source.resolve()), *((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.exists())]
 
 
-def _predict(model: FolderModel, layer_pass: LayerPass) -> QuantizeReport:
-    counts: Counter[str] = Counter()
-    sizes: Counter[str] = Counter()
-    total = 0
-    done = set()
-    known: dict[tuple[str, tuple[int, int]], int] = {}
-    for module in model.all_modules():
-        name = layer_pass.type_of(module)
-        key = (name, module.shape)
-        if key not in known:
-            known[key] = sum(stored.num_bytes for stored in layer_pass.empty(module).values())
-        counts[name] += 1
-        sizes[name] += known[key]
-        total += known[key]
-        done |= {f"layers.{module.layer}.{part}" for part in module.parts}
-    for canonical, tensor in model.checkpoint.tensors.items():
-        if canonical not in done:
-            dtype = model.dtype_of(canonical)
-            counts[dtype] += 1
-            sizes[dtype] += size_of(dtype, tensor.shape)
-            total += size_of(dtype, tensor.shape)
-    by_type = {name: (counts[name], sizes[name]) for name in counts}
-    return QuantizeReport(
-        model.checkpoint.file_bytes, total, model.num_weights, by_type, model.notes, layer_pass.peak_bytes()
-    )
+@dataclass(slots=True)
+class _Plan:
+    """Every tensor of the result, in the order of its files; per type how many tensors or linears and bytes."""
+
+    entries: list[Entry] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    sizes: Counter[str] = field(default_factory=Counter)
+
+    def add(self, kind: str, entries: Iterable[Entry]) -> None:
+        """One tensor, or all of one linear."""
+        self.counts[kind] += 1
+        for entry in entries:
+            self.entries.append(entry)
+            self.sizes[kind] += entry.num_bytes
+
+
+def _plan(model: FolderModel, layer_pass: LayerPass) -> _Plan:
+    """Tensors of layers know their sizes here, not their values."""
+    plan = _Plan()
+    for name in sorted(model.outer(), key=lambda name: "embed" not in name):
+        plan.add(model.dtype_of(name), [_outer(model, name)])
+    known: dict[tuple[str, tuple[int, int]], dict[str, Entry]] = {}
+    for index in range(model.num_layers):
+        for name in model.layer_vectors(index):
+            shape, dtype = model.checkpoint.tensors[name].shape, model.dtype_of(name)
+            plan.add(dtype, [Entry(model.stored_name(name), dtype, shape, size_of(dtype, shape), bytes)])
+        for module in model.modules(index):
+            key = (layer_pass.type_of(module), module.shape)
+            if key not in known:
+                empty = layer_pass.empty(module)
+                known[key] = {name.removeprefix(module.stem): Entry.of(name, empty[name]) for name in empty}
+            plan.add(key[0], [replace(e, name=module.stem + suffix, read=bytes) for suffix, e in known[key].items()])
+    return plan
+
+
+def _predict(model: FolderModel, layer_pass: LayerPass, plan: _Plan) -> QuantizeReport:
+    by_type = {kind: (plan.counts[kind], size) for kind, size in plan.sizes.items()}
+    source, total = model.checkpoint.file_bytes, shards_bytes(plan.entries)
+    return QuantizeReport(source, total, model.num_weights, by_type, model.notes, layer_pass.peak_bytes())
 
 
 def _layer_file(work: Path, index: int) -> Path:
@@ -168,7 +186,6 @@ def _layers(
     first = 0
     while first < model.num_layers and _layer_file(work, first).exists():
         first += 1
-    progress.start(sum(module.num_weights for module in model.all_modules()))
     if first:
         progress.note(f"{first} of {model.num_layers} layers are finished already, from an earlier run")
     errors: dict[str, Mapping[str, object]] = {}
@@ -195,16 +212,30 @@ def _measured(path: Path) -> dict[str, Mapping[str, object]]:
     return {name: value for name, value in read_json(path).items() if isinstance(value, Mapping)}
 
 
-def _join(model: FolderModel, layer_pass: LayerPass, work: Path) -> list[Path]:
+def _joining(entry: Entry) -> int:
+    """How long it takes to copy a tensor, about, in the weights that could be quantised meanwhile."""
+    return entry.num_bytes // 8
+
+
+def _join(model: FolderModel, planned: list[Entry], work: Path, progress: Progress) -> list[Path]:
     """One file, or some large ones, from the layers' files and the tensors outside of layers. Gives the former."""
-    entries = [_outer(model, name) for name in model.outer()]
-    entries.sort(key=lambda entry: "embed" not in entry.name)
-    used = []
+    used: list[Path] = []
+    lying: dict[str, SafeTensor] = {}
     for index in range(model.num_layers):
         path = _layer_file(work, index)
         used += [path, path.with_suffix(".json")]
-        entries += [_lying(tensor) for tensor in read_file(path)]
-    write_shards(work, entries)
+        lying |= {tensor.name: tensor for tensor in read_file(path)}
+
+    def told(entry: Entry) -> Entry:
+        read = entry.read
+
+        def copy() -> Buffer:
+            progress.advance(_joining(entry), f"write {entry.name}")
+            return read()
+
+        return replace(entry, read=copy)
+
+    write_shards(work, [told(_lying(lying[entry.name]) if entry.name in lying else entry) for entry in planned])
     return used
 
 

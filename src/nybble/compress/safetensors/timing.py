@@ -47,12 +47,3 @@ def _seconds(work: Callable[[], object]) -> float:
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
-
-
-def sentence(seconds: float) -> str:
-    """For people who decide whether to wait."""
-    if seconds < 90:
-        return f"it would take about {max(1, round(seconds))} s on this machine"
-    if seconds < 5400:
-        return f"it would take about {round(seconds / 60)} min on this machine"
-    return f"it would take about {seconds / 3600:.1f} h on this machine"
