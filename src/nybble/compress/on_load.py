@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +15,9 @@ from nybble.compress.methods import find
 from nybble.core import env
 from nybble.core.errors import ConfigError, OutputError
 
+logger = logging.getLogger(__name__)
+
+_EVERY = 5.0  # seconds between two lines of the log
 # What other tools call the formats of folders that are quantised already.
 _STORED = ("gptq", "awq", "bitsandbytes", "compressed-tensors", "gguf")
 
@@ -44,8 +49,39 @@ def quantised(model: Path, quantization: Config | str | None, *, threads: int | 
         raise OutputError(f"{home} cannot hold the quantised weights: {error.strerror}; set NYBBLE_HOME") from None
     with folder as path:
         target = Path(path) / (f"{model.stem}.gguf" if _is_gguf(name) else model.stem)
-        quantize(model, quantization, target, threads=threads)
+        quantize(model, quantization, target, threads=threads, progress=LoggedProgress(name))
         yield target
+
+
+class LoggedProgress:
+    """A Progress that tells the log what share is done, and about how long the rest takes."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._total = self._done = 0
+        self._began = self._told = time.monotonic()
+
+    def start(self, total: int) -> None:
+        """The work begins."""
+        self._total = max(total, 1)
+        self._began = self._told = time.monotonic()
+
+    def advance(self, weights: int, what: str) -> None:
+        """A line every few seconds."""
+        self._done += weights
+        now = time.monotonic()
+        if self._done and now - self._told >= _EVERY:
+            self._told = now
+            left = (now - self._began) * max(0, self._total - self._done) / self._done
+            logger.info("quantising to %s: %.0f %%, about %.0f s left", self._name, self.percent, left)
+
+    @property
+    def percent(self) -> float:
+        return 100 * self._done / self._total
+
+    def note(self, message: str) -> None:
+        """Sentences on what was decided."""
+        logger.info("%s", message)
 
 
 def _is_gguf(name: str) -> bool:
