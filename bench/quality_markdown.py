@@ -12,8 +12,8 @@ from nybble.evaluate.table import significant
 
 Document = dict[str, Any]
 COLUMNS = (
-    "file", "MB", "bits", "of layers", "perplexity / reference's", "KL mean", "median", "p99", "same top", "flips",
-    "llama.cpp",
+    "file", "MB", "bits", "of layers", "of F16", "perplexity / reference's", "KL mean", "median", "p99", "same top",
+    "flips", "llama.cpp",
 )  # fmt: skip
 
 
@@ -58,6 +58,7 @@ def _line(row: Document, rows: dict[str, Document]) -> str:
     loss = row["loss"]
     twin = rows.get(row["name"].replace("nybble", "llama.cpp"))
     figures = [f"{row['bytes'] / 1e6:.1f}", f"{row['bpw']:.2f}", f"{row['linear_bpw']:.2f}"]
+    figures.append(f"{row['linear_bpw'] / 16:.1%}")
     figures += [_ratio(loss["perplexity_ratio"]), _bounds(loss["mean_kl"])]
     figures += [significant(loss[key]["value"], 3) for key in ("median_kl", "p99_kl")]
     figures += [_percent(loss[key]) for key in ("top1_agreement", "flips")]
@@ -84,7 +85,7 @@ def expected(rows: dict[str, Document]) -> list[tuple[str, str]]:
     ladder = ["Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K"]
     pairs = [(f"nybble {a}", f"nybble {b}") for a, b in pairwise(ladder)]
     pairs += [("nybble int8", "nybble int4"), ("nybble int4", "nybble int3"), ("nybble int3", "nybble int2")]
-    pairs += [("nybble nf4", "nybble fp4"), ("nybble int4 --asymmetric", "nybble int4")]
+    pairs.append(("nybble nf4", "nybble fp4"))
     for name, row in rows.items():
         plain = name.replace(" imatrix", "")
         if row["imatrix"] and not _is_twin(row):
@@ -92,11 +93,10 @@ def expected(rows: dict[str, Document]) -> list[tuple[str, str]]:
         if row["tool"] == "llama.cpp" and "same_tensors_as" not in row:
             pairs.append((name.replace("llama.cpp", "nybble"), name))
     for bits in (4, 3, 2):
-        pairs.append((f"nybble int{bits}", f"nybble int{bits} --no-clip-search"))
-        pairs.append((f"nybble gptq-{bits}bit", f"nybble int{bits} --no-clip-search"))
-        pairs.append((f"nybble gptq-{bits}bit", f"nybble int{bits}"))
+        plain, asymmetric = f"nybble int{bits}", f"nybble int{bits} --asymmetric"
+        pairs += [(asymmetric, plain), (plain, f"{plain} --clip-search"), (asymmetric, f"{asymmetric} --clip-search")]
+        pairs += [(f"nybble gptq-{bits}bit", plain), (f"nybble gptq-{bits}bit", asymmetric)]
     pairs += [("nybble gptq-8bit", "nybble int8"), ("nybble awq-4bit", "nybble int4 --asymmetric")]
-    pairs.append(("nybble awq-4bit", "nybble int4 --no-clip-search"))
     return [(left, right) for left, right in pairs if left in rows and right in rows]
 
 

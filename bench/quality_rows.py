@@ -19,7 +19,9 @@ GGUF = (
     "Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K",
 )  # fmt: skip
 CALIBRATED = ("gptq-8bit", "gptq-4bit", "gptq-3bit", "gptq-2bit", "awq-4bit")
-SAMPLES, SAMPLE_TOKENS = 64, 512
+SAMPLE_TOKENS = 512
+ASYMMETRIC = ("--asymmetric",)
+BLIND = ("--clip-search",)  # without knowing which inputs matter
 
 
 @dataclass(frozen=True)
@@ -53,12 +55,10 @@ def all_rows() -> list[Row]:
     rows.append(Row("nybble", "MXFP4"))
     rows += [Row("nybble", one) for one in ("fp16", "bf16", "fp8", "llm-int8", "nf4", "fp4")]
     rows.append(Row("nybble", "nf4", options=("--double-quant",)))
-    for kind in ("int8", "int4", "int3", "int2"):
-        rows.append(Row("nybble", kind))
-        if kind != "int8":
-            rows.append(Row("nybble", kind, options=("--no-clip-search",)))
-            rows.append(Row("nybble", kind, imatrix=True))
-    rows.append(Row("nybble", "int4", options=("--asymmetric",)))
+    rows.append(Row("nybble", "int8"))
+    for kind in ("int4", "int3", "int2"):
+        rows += [Row("nybble", kind), Row("nybble", kind, imatrix=True)]
+        rows += [Row("nybble", kind, options=options) for options in (BLIND, ASYMMETRIC, (*ASYMMETRIC, *BLIND))]
     rows += [Row("nybble", one) for one in CALIBRATED]
     rows.append(Row("nybble", "gptq-4bit", options=("--desc-act",)))
     return rows
@@ -66,12 +66,16 @@ def all_rows() -> list[Row]:
 
 @dataclass(frozen=True)
 class Workshop:
-    """Makes the files. Everything but `reference` and the programs lies in `folder` and is made when it is needed."""
+    """Makes the files. Everything but `reference` and the programs lies in `folder` and is made when it is needed.
+
+    samples: windows of the calibration text that importance matrices, GPTQ and AWQ look at.
+    """
 
     reference: Path
     folder: Path
     llama_bin: Path | None
     threads: int
+    samples: int = 64
 
     def make(self, row: Row) -> Path:
         """The file or folder of a row."""
@@ -85,7 +89,7 @@ class Workshop:
         if row.imatrix:
             command += ["--imatrix", self.imatrix()]
         if row.type in CALIBRATED:
-            command += ["--calibrate", self.calibration_text(), "--calibration-samples", SAMPLES]
+            command += ["--calibrate", self.calibration_text(), "--calibration-samples", self.samples]
             command += ["--calibration-tokens", SAMPLE_TOKENS]
         run([*command, *row.options])
         return target
@@ -102,7 +106,7 @@ class Workshop:
         path = self.folder / "imatrix.gguf"
         if not path.exists():
             text = self.calibration_text()
-            run([NYBBLE, "imatrix", self.reference, "--text", text, "-o", path, "--chunks", SAMPLES])
+            run([NYBBLE, "imatrix", self.reference, "--text", text, "-o", path, "--chunks", self.samples])
         return path
 
     def _llama_quantize(self, row: Row, target: Path) -> None:

@@ -2,7 +2,7 @@
 """What every type costs: all of them made of one reference, and all read the same text beside it.
 
     python bench/quality_table.py --reference DIR --text FILE --work DIR --json FILE [--llama-bin DIR]
-                                  [--only REGEX] [--limit N] [--tokens 8192] [--markdown FILE]
+                                  [--only REGEX] [--limit N] [--tokens 8192] [--samples 64] [--markdown FILE]
 
 DIR is a float16 Hugging Face folder whose weights lie on no grid. The calibration text is nybble's default, which comes
 with Python; the test text is read by nothing but `nybble eval`. Rows that the JSON document holds are not measured
@@ -79,7 +79,7 @@ def _rounded(value: Any) -> Any:
 
 def take_rows(args: argparse.Namespace, document: Document) -> None:
     """Make and measure what is missing, a few at a time."""
-    workshop = Workshop(args.reference, args.work, args.llama_bin, args.threads)
+    workshop = Workshop(args.reference, args.work, args.llama_bin, args.threads, args.samples)
     missing = [row for row in all_rows() if row.name not in document["rows"] and re.search(args.only, row.name)]
     if args.llama_bin is None:
         missing = [row for row in missing if row.tool == "nybble"]
@@ -128,6 +128,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="new rows at most")
     parser.add_argument("--ctx", type=int, default=512)
     parser.add_argument("--tokens", type=int, default=8192)
+    parser.add_argument("--samples", type=int, default=64, help="windows of 512 tokens to calibrate on")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from folder_helpers import calibrated, errors_of, logits, quantisation, run
+from folder_helpers import Notes, calibrated, errors_of, logits, quantisation, run
 
 from models import make_tiny
 from nybble.checkpoint import open_checkpoint
@@ -118,6 +118,21 @@ def test_awq_computes_better_than_rounding(llama: Path, text: Path, tmp_path: Pa
     for stem, entry in errors_of(tmp_path / "awq").items():
         assert entry["error"] <= 1.05 * entry["rtn_error"], stem  # one scale serves several linears
     assert on_text(tmp_path / "awq", llama, text) < on_text(tmp_path / "rtn", llama, text)
+
+
+def test_ranges_are_clipped_where_it_is_known_which_inputs_matter(llama: Path, text: Path, tmp_path: Path) -> None:
+    def written(name: str, progress: Notes | None = None, **options: Any) -> bytes:
+        run(llama, tmp_path / name, "int3", progress, **options)
+        return (tmp_path / name / "model.safetensors").read_bytes()
+
+    progress = Notes()
+    plain, blind = written("a"), written("b", progress, clip_search=True)
+    assert plain == written("c", clip_search=False)
+    assert plain != blind
+    assert any("knows nothing of the inputs" in note for note in progress.notes)
+    weighted, unsearched = written("d", **calibrated(text)), written("e", clip_search=False, **calibrated(text))
+    assert weighted != unsearched
+    assert weighted != blind
 
 
 def test_importance_of_inputs_helps(llama: Path, text: Path, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """The pass that rounds each weight to the nearest point of a grid, and writes compressed-tensors folders.
 
-Integers of 2 to 8 bits per row or group, 8-bit floats per row, or plain 16-bit floats. What decides where a grid is
-clipped may be weighted by E[x^2] of each input, from calibration text or an importance matrix.
+Integers of 2 to 8 bits per row or group, 8-bit floats per row, or plain 16-bit floats. Where E[x^2] of each input is
+known, from calibration text or an importance matrix, ranges are clipped where that makes the weighted error least.
 """
 
 from __future__ import annotations
@@ -36,6 +36,9 @@ from nybble.quant.weights import Float8
 INTEGERS = {"int8": (8, -1), "int4": (4, 128), "int3": (3, 128), "int2": (2, 64)}
 _FLOATS = {"fp16": "F16", "bf16": "BF16"}
 TYPES = (*INTEGERS, "fp8", *_FLOATS)
+_BLIND = (
+    "a clip search that knows nothing of the inputs usually costs more than it gains: give --calibrate or --imatrix"
+)
 _OPTIONS = ("group_size", "symmetric", "clip_search", "imatrix", "report", *CALIBRATION)
 
 
@@ -64,8 +67,8 @@ class RoundToNearest:
         self._types = {module.stem: chosen.get(module.stem, base) for module in modules}
         self._notes: list[str] = []
         widths = sorted({module.inputs for module in modules})
-        self._grids = {name: self._grid(name, widths) for name in INTEGERS if name in self._types.values()}
         self._calibrated = any(options.has(name) for name in CALIBRATION)
+        self._grids = {name: self._grid(name, widths) for name in INTEGERS if name in self._types.values()}
         self._calibration: Calibration | None = None
         self._stream: Stream | None = None
 
@@ -74,11 +77,16 @@ class RoundToNearest:
         size, note = fitting_group(self._options.group_size(group_size), widths)
         if note is not None:
             self._notes.append(note)
+        # Of the plain squared error alone the search makes models worse: docs/benchmarks/quality.md.
+        weighted = self._calibrated or self._imatrix is not None
+        search = self._options.flag("clip_search", bits < 8 and weighted)
+        if search and not weighted:
+            self._notes.append(_BLIND)
         return Grid(
             bits,
             size,
             self._options.flag("symmetric", True),
-            search=self._options.flag("clip_search", bits < 8),
+            search=search,
             scale_dtype=TORCH_DTYPES[self.model.dtype],
         )
 
