@@ -19,7 +19,7 @@ from nybble.core.errors import NybbleError
 
 COMMANDS = (
     "run", "serve", "pull", "list", "show", "create", "cp", "rm", "store", "doctor", "bench", "quantize", "imatrix",
-    "convert", "eval",
+    "convert", "eval", "prune", "distil", "qat",
 )  # fmt: skip
 
 

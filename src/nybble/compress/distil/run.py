@@ -40,7 +40,7 @@ class DistilOptions(TrainOptions):
 
     hidden: weight of the hidden-state terms, which pay for pruned layers; 0: none. top_k: keep so many of the teacher's
     likeliest tokens for each position on the disk and run it once only, in `cache` if that is given, where the next
-    run finds them; None: it runs along. force: replace what is there.
+    run finds them; None: it runs along.
     """
 
     teacher: Path | None = None
@@ -49,7 +49,6 @@ class DistilOptions(TrainOptions):
     hidden: float = 0.0
     top_k: int | None = None
     cache: Path | None = None
-    force: bool = False
 
     def __post_init__(self) -> None:
         TrainOptions.__post_init__(self)
@@ -75,11 +74,12 @@ def run_distil(
     progress: Progress | None = None,
     resume: bool = False,
     sampler: Sampler | None = None,
+    force: bool = False,
 ) -> StageResult:
     """Train the student at `src` and write it to `dst`: a folder, or a GGUF file if its name ends so.
 
     resume: go on with what an interrupted run left in `DST.partial`. sampler: writes text with the teacher, for data
-    that is `self`.
+    that is `self`. force: replace what is at `dst`.
 
     Raises:
         ConfigError: the options cannot be used, or the two models have different tokenizers.
@@ -89,15 +89,18 @@ def run_distil(
     """
     if options.teacher is None:
         raise ConfigError("distillation needs a teacher: give the model that was made smaller")
-    check_paths(src, dst, force=options.force)
+    check_paths(src, dst, force=force)
     with joined() as group, threads(options.threads):
         options = replace(options, bf16=settled(options, group).bf16)
         told = progress if progress is not None and group.leads else Silent()
-        return _Distillation(src, dst, options, group, told).run(resume, sampler)
+        return _Distillation(src, dst, options, group, told, force).run(resume, sampler)
 
 
 class _Distillation:
-    def __init__(self, src: Path, dst: Path, options: DistilOptions, group: Group, progress: Progress) -> None:
+    def __init__(
+        self, src: Path, dst: Path, options: DistilOptions, group: Group, progress: Progress, force: bool
+    ) -> None:
+        self._force = force
         assert options.teacher is not None
         self._src, self._dst, self._options, self._group, self._progress = src, dst, options, group, progress
         self._model = open_train_model(src, dst)
@@ -121,7 +124,7 @@ class _Distillation:
         with RunFolder(partial(self._dst), about, resume=resume) as folder:
             trained, model = self._train(data, folder)
             values = _collect(model, group)
-            write_plain(self._model, self._dst, values, self._progress, force=options.force)
+            write_plain(self._model, self._dst, values, self._progress, force=self._force)
             log = keep_log(log_path(folder.path), self._dst)
             folder.remove()
         return stage_result(trained, log, {"teacher": str(options.teacher)}, ())

@@ -81,7 +81,7 @@ def _distance(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
 
 
 def pairs(student_layers: int, teacher_layers: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Layers whose outputs should agree: each of the student's, and those of the teacher at the same share of the way."""
+    """Layers whose outputs should agree: each of the student's, and the teacher's at the same share of the way."""
     ours = tuple(range(student_layers))
     theirs = tuple(max(0, round((i + 1) * teacher_layers / student_layers) - 1) for i in ours)
     return ours, theirs

@@ -26,7 +26,7 @@ from nybble.tokenizer import load_tokenizer
 
 _CHUNK = 128  # tokens whose logits are in memory
 _PROBE = (
-    "The quick brown fox, 12345 and 3.14: na\u00efve caf\u00e9s don't \u4f60\u597d \u043f\u0440\u0438\u0432\u0435\u0442 "
+    "The quick brown fox, 12345 and 3.1: na\u00efve caf\u00e9s don't \u4f60\u597d \u043f\u0440\u0438\u0432\u0435\u0442 "
     "\U0001f600\n\n\tdef f(x):\n    return x**2  # <|end|> </s>"
 )
 
@@ -177,7 +177,7 @@ def shared_vocab(student: Checkpoint, teacher: Checkpoint) -> int:
         why = "cut a text into different tokens"
     if why:
         raise ConfigError(
-            f"the student {student.path} and the teacher {teacher.path} have different tokenizers, which {why}: a teacher "
-            "must speak the student's tokens, so choose one of the same family"
+            f"the student {student.path} and the teacher {teacher.path} have different tokenizers, which {why}: a "
+            "teacher must speak the student's tokens, so choose one of the same family"
         )
     return min(student.spec.vocab_size, teacher.spec.vocab_size)

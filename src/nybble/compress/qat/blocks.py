@@ -1,4 +1,4 @@
-"""The grids of GGUF types with learned scales: Q4_K and Q2_K, what mixes put beside them, and what they fall back to."""
+"""The grids of GGUF types with learned scales: Q4_K, Q2_K, what mixes put beside them and what they fall back to."""
 
 from __future__ import annotations
 

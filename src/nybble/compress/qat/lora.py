@@ -90,15 +90,20 @@ def run_lora(
     options: QatOptions,
     group: Group,
     progress: Progress,
+    *,
     resume: bool,
     sampler: Sampler | None,
+    force: bool,
 ) -> StageResult:
     """As `run_qat`, for `lora`. dst: a PEFT folder, or a bitsandbytes folder with the factors merged in."""
-    return _Lora(src, dst, options, group, progress).run(resume, sampler)
+    return _Lora(src, dst, options, group, progress, force).run(resume, sampler)
 
 
 class _Lora:
-    def __init__(self, src: Path, dst: Path, options: QatOptions, group: Group, progress: Progress) -> None:
+    def __init__(
+        self, src: Path, dst: Path, options: QatOptions, group: Group, progress: Progress, force: bool
+    ) -> None:
+        self._force = force
         self._src, self._dst, self._options, self._group, self._progress = src, dst, options, group, progress
         opened = open_train_model(src, dst)
         assert opened.folder is not None
@@ -215,7 +220,7 @@ class _Lora:
             "inference_mode": True,
             "target_modules": sorted({module.stem.rpartition(".")[2] for module in self._modules}),
         }
-        with OutputFolder(self._dst, {"adapter": str(self._src)}, force=self._options.force) as out:
+        with OutputFolder(self._dst, {"adapter": str(self._src)}, force=self._force) as out:
             write_safetensors(out.work / WEIGHTS, entries, force=True)
             write_json(out.work / CONFIG, config)
             out.commit([])
@@ -243,6 +248,4 @@ class _Lora:
             "bnb_4bit_compute_dtype": folder.torch_dtype,
             "bnb_4bit_quant_storage": "uint8",
         }
-        return write_trained_folder(
-            folder, self._dst, vectors={}, linear=linear, config=config, force=self._options.force
-        )
+        return write_trained_folder(folder, self._dst, vectors={}, linear=linear, config=config, force=self._force)

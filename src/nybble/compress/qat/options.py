@@ -45,7 +45,6 @@ class QatOptions(TrainOptions):
     lora: Literal["merge", "adapter"] | None = None
     rank: int = 8
     lora_alpha: float = 16.0
-    force: bool = False
 
     def __post_init__(self) -> None:
         TrainOptions.__post_init__(self)

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+_CHUNK = 1 << 18  # weights
+
 
 def round_groups(
     weight: torch.Tensor,
@@ -44,6 +46,8 @@ def _place(weight: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor | Non
 
 
 class _Round(torch.autograd.Function):
+    """Works on some rows at a time: what they need stays in the processor's cache."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -54,21 +58,44 @@ class _Round(torch.autograd.Function):
         high: torch.Tensor,
     ) -> torch.Tensor:
         ctx.save_for_backward(weight, scale, offset, low, high)
-        values = codes_of(weight, scale, offset, low, high).mul_(scale[..., None])
-        return values if offset is None else values.sub_(offset[..., None])
+        out = torch.empty_like(weight)
+        for part in _parts(weight):
+            own = _rows(part, scale, offset, low, high)
+            values = codes_of(weight[part], *own).mul_(own[0][..., None])
+            out[part] = values if own[1] is None else values.sub_(own[1][..., None])
+        return out
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> Any:  # type: ignore[override]
         weight, scale, offset, low, high = ctx.saved_tensors
-        place = _place(weight, scale, offset)
-        low, high = low[..., None], high[..., None]
-        inside = (place >= low) & (place <= high)
-        to_weight = grad * inside
-        # code - place inside, the end of the range outside
-        step = place.round().clamp_(low, high).sub_(place.mul_(inside))
-        to_scale = step.mul_(grad).sum(-1)
-        to_offset = None if offset is None else to_weight.sum(-1) - grad.sum(-1)
+        to_weight, to_scale = torch.empty_like(weight), torch.empty_like(scale)
+        to_offset = None if offset is None else torch.empty_like(offset)
+        for part in _parts(weight):
+            own = _rows(part, scale, offset, low, high)
+            place, seen = _place(weight[part], own[0], own[1]), grad[part]
+            least, most = own[2][..., None], own[3][..., None]
+            codes = place.round().clamp_(least, most)
+            # The gradient where the weight is inside of the range, a rounding beyond its ends included.
+            inside = torch.mul(seen, place.clamp(least, most) == place, out=to_weight[part])
+            # code - place inside, the end of the range outside
+            to_scale[part] = codes.mul_(seen).sub_(place.mul_(inside)).sum(-1)
+            if to_offset is not None:
+                to_offset[part] = inside.sum(-1) - seen.sum(-1)
         return to_weight, to_scale, to_offset, None, None
+
+
+def _parts(weight: torch.Tensor) -> list[slice]:
+    rows = max(1, _CHUNK // (weight.shape[1] * weight.shape[2]))
+    return [slice(i, i + rows) for i in range(0, len(weight), rows)]
+
+
+def _rows(
+    part: slice, scale: torch.Tensor, offset: torch.Tensor | None, low: torch.Tensor, high: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor]:
+    """What belongs to some rows. Ends of the range may be the same for all."""
+    whole = len(low) == 1
+    own = None if offset is None else offset[part]
+    return scale[part], own, low if whole else low[part], high if whole else high[part]
 
 
 def stored_as(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -37,11 +37,13 @@ def run_qat(
     progress: Progress | None = None,
     resume: bool = False,
     sampler: Sampler | None = None,
+    force: bool = False,
 ) -> StageResult:
     """Train the model at `src` on the grid of `options.to` and write it to `dst`.
 
     A folder for integers and nf4, a GGUF file (a name that ends in .gguf) for GGUF types. resume: go on with what an
-    interrupted run left in `DST.partial`. sampler: writes text with the teacher, for data that is `self`.
+    interrupted run left in `DST.partial`. sampler: writes text with the teacher, for data that is `self`. force: replace
+    what is at `dst`.
 
     Raises:
         ConfigError: the options cannot be used, or the teacher has another tokenizer.
@@ -49,7 +51,7 @@ def run_qat(
         TrainingError: the loss is not a number any more.
         OutputError: the result or a checkpoint cannot be written.
     """
-    check_paths(src, dst, force=options.force)
+    check_paths(src, dst, force=force)
     is_gguf = dst.suffix.lower() == ".gguf"
     if is_gguf and options.mix is None:
         raise ConfigError(f"{dst} ends in .gguf, but {options.to} writes a folder: choose another name")
@@ -59,12 +61,15 @@ def run_qat(
         options = replace(options, bf16=settled(options, group).bf16)
         told = progress if progress is not None and group.leads else Silent()
         if options.lora is not None:
-            return run_lora(src, dst, options, group, told, resume, sampler)
-        return _Training(src, dst, options, group, told).run(resume, sampler)
+            return run_lora(src, dst, options, group, told, resume=resume, sampler=sampler, force=force)
+        return _Training(src, dst, options, group, told, force).run(resume, sampler)
 
 
 class _Training:
-    def __init__(self, src: Path, dst: Path, options: QatOptions, group: Group, progress: Progress) -> None:
+    def __init__(
+        self, src: Path, dst: Path, options: QatOptions, group: Group, progress: Progress, force: bool
+    ) -> None:
+        self._force = force
         self._src, self._dst, self._options, self._group, self._progress = src, dst, options, group, progress
         self._model = open_train_model(src, dst)
         self._plan = _plan(self._model, options)
@@ -79,13 +84,13 @@ class _Training:
         if not group.leads:
             model = self._make_model(data)
             self._trainer(model, data, None).run()
-            self._plan.write(model, self._dst, self._progress, group, force=options.force)
+            self._plan.write(model, self._dst, self._progress, group, force=self._force)
             return StageResult()
         about = identity("qat", self._src, _said(options), options, data, group.size)
         with RunFolder(partial(self._dst), about, resume=resume) as folder:
             model = self._make_model(data)
             trained = self._trainer(model, data, folder).run()
-            size = self._plan.write(model, self._dst, self._progress, group, force=options.force)
+            size = self._plan.write(model, self._dst, self._progress, group, force=self._force)
             log = keep_log(log_path(folder.path), self._dst)
             folder.remove()
         return stage_result(trained, log, {"to": options.to, "bytes": size}, tuple(self._plan.notes))

@@ -93,8 +93,8 @@ def pack(
     count = (len(stream) - 1) // seq_len
     if count < 1:
         raise ConfigError(
-            f"the training text ({name}) has {len(stream)} tokens, too few for one sequence of {seq_len}: give more text "
-            "or a smaller seq_len"
+            f"the training text ({name}) has {len(stream)} tokens, too few for one sequence of {seq_len}: give more "
+            "text or a smaller seq_len"
         )
     count = min(count, max(1, tokens // seq_len))
     flat = np.array(stream[: count * seq_len + 1], np.int64)

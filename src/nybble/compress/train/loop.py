@@ -42,7 +42,7 @@ class Task(Protocol):
     def terms(self) -> tuple[str, ...]: ...
 
     def losses(self, token_ids: torch.Tensor, rows: npt.NDArray[np.int64]) -> torch.Tensor:
-        """Means over the tokens of a batch, one for each term. token_ids: [batch, seq_len + 1]; rows: which sequences."""
+        """Means over a batch's tokens, one for each term. token_ids: [batch, seq_len + 1]; rows: which sequences."""
 
     def rate(self, name: str) -> float:
         """What the learning rate of a parameter is multiplied by, by its name in the model."""
@@ -50,7 +50,7 @@ class Task(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """steps: updates; first, last: means of the loss over the first and the last tenth of them; seconds: of training."""
+    """steps: updates; first, last: mean loss of the first and the last tenth of them; seconds: of training."""
 
     steps: int
     tokens: int
@@ -177,8 +177,8 @@ class Trainer:
         self._save()
         kept = "" if self._folder is None else f": the state before it is kept in {self._folder.path}"
         raise TrainingError(
-            f"the loss of step {step} is {loss:g}, or its gradient is no number{kept}; go on from it with --resume and a "
-            "smaller learning rate"
+            f"the loss of step {step} is {loss:g}, or its gradient is no number{kept}; go on from it with --resume "
+            "and a smaller learning rate"
         )
 
     @contextlib.contextmanager

@@ -30,7 +30,7 @@ Bytes = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class TrainModel:
-    """checkpoint: in the order of rows that is trained. folder: the same as a folder has it; None if a GGUF is written."""
+    """checkpoint: in the order of rows that is trained. folder: the same as a folder has it; None for GGUF files."""
 
     checkpoint: Checkpoint
     folder: FolderModel | None
@@ -80,8 +80,8 @@ def write_trained_folder(
 ) -> int:
     """A model folder; its bytes of weights. It appears when it is complete.
 
-    vectors: trained tensors besides the linears of the layers (norms, embeddings), by canonical name; others are written
-    as they are. linear: stored tensors of a linear. config: quantization_config. extra: files to copy, by their names.
+    vectors: trained tensors besides the linears of the layers (norms, embeddings), by canonical name; others are
+    written as they are. linear: stored tensors of a linear. config: quantization_config. extra: files to copy, by their names.
 
     Raises OutputError if it cannot be written.
     """
@@ -130,7 +130,7 @@ def write_trained_gguf(
     file_type: int,
     force: bool,
 ) -> QuantizeReport:
-    """A GGUF file. trained: rows of blocks by canonical name, in the checkpoint's order of rows; what is not in it stays.
+    """A GGUF file. trained: rows of blocks by canonical name, in the checkpoint's order of rows; all else stays.
 
     Raises OutputError if it cannot be written, CheckpointError for what GGUF cannot say.
     """

@@ -98,7 +98,7 @@ class RunFolder:
         shutil.rmtree(self.path, ignore_errors=True)
 
     def need(self, num_bytes: int) -> None:
-        """Raises OutputError if two checkpoints of so many bytes have no room: the old one stays until the new is done."""
+        """Raises OutputError if there is no room for two checkpoints: the old one stays until the new one is done."""
         free = shutil.disk_usage(self.path).free
         if free < 2 * num_bytes:
             raise OutputError(

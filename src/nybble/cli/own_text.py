@@ -1,0 +1,61 @@
+"""Text that a model writes by itself, to train a smaller one where no text can be had: `--data self`."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+from nybble.checkpoint import open_checkpoint
+from nybble.cli.options import announce
+from nybble.compress.on_load import quantised
+from nybble.core.errors import ConfigError
+from nybble.core.sampling import SamplingParams
+from nybble.engine.load import LoadedModel, load_model
+from nybble.engine.scheduler import blocks_for
+
+_AT_ONCE = 48  # documents
+_LENGTH = 256  # tokens of one, at most
+_LEAST = 16  # shorter ones say nothing
+
+
+def write_own_text(model: Path, num_tokens: int, seed: int) -> list[list[int]]:
+    """Documents of together about so many tokens, drawn at temperature 1: the same for the same seed.
+
+    Each begins with a token drawn from all that are text, so that they differ (Liu et al. 2023, arXiv 2305.17888). A
+    model in 16 bits or more writes with weights of 8 bits, which is faster and changes what it says hardly.
+
+    Raises:
+        CheckpointError, TokenizerError, OutputError: the model cannot be read, or not be made smaller for this.
+        ConfigError: there is no memory for it, or it writes nothing.
+    """
+    announce(f"{model.name} writes {num_tokens} tokens to train with")
+    tensors = open_checkpoint(model).tensors.values()
+    wide = all(tensor.packed is None and tensor.format.name in ("F32", "F16", "BF16") for tensor in tensors)
+    with quantised(model, "Q8_0" if wide else None) as weights:
+        loaded = load_model(weights, context=_LENGTH + 16)
+    return _documents(loaded, num_tokens, random.Random(seed), str(model))
+
+
+def _documents(loaded: LoadedModel, num_tokens: int, draw: random.Random, name: str) -> list[list[int]]:
+    special = loaded.tokenizer.special_token_ids
+    first = [i for i in range(loaded.tokenizer.vocab_size) if i not in special]
+    bos = loaded.checkpoint.bos_token_id
+    begin = [bos] if loaded.checkpoint.add_bos and bos is not None else []
+    generator = loaded.generator(
+        num_blocks=_AT_ONCE * (blocks_for(_LENGTH + 16) + 1), max_num_seqs=_AT_ONCE, enable_prefix_caching=False
+    )
+    documents: list[list[int]] = []
+    found = 0
+    while found < num_tokens:
+        starts = [draw.choice(first) for _ in range(max(8, 4 * (num_tokens - found) // (3 * _LENGTH)))]
+        rows = [SamplingParams(temperature=1.0, max_tokens=_LENGTH, seed=draw.getrandbits(31)) for _ in starts]
+        written: list[list[int]] = [[start] for start in starts]
+        for events in generator.generate([[*begin, start] for start in starts], rows):
+            for event in events:
+                written[event.index].append(event.token_id)
+        good = [document for document in written if len(document) >= _LEAST]
+        documents += good
+        found += sum(map(len, good))
+        if len(good) < len(written) // 16:
+            raise ConfigError(f"{name} ends its texts at once: give --data a text instead of self")
+    return documents
