@@ -75,7 +75,7 @@ def check(lengths, heads, width, dtype=torch.float32, tolerance=2e-5, **options)
         assert error <= tolerance * max(1.0, want.abs().max().item()), (name, error)
 
 
-@pytest.mark.parametrize("width", [16, 64, 96, 128])
+@pytest.mark.parametrize("width", [16, 64, 96, 128, 256])
 def test_widths(width: int) -> None:
     check([(37, 37)], (2, 1), width)
 
@@ -103,8 +103,30 @@ def test_softcap_and_scale() -> None:
     check([(41, 41)], (2, 1), 32, softcap=30.0, window=7)
 
 
-def test_half_precision() -> None:
-    check([(50, 50)], (2, 1), 64, dtype=torch.float16, tolerance=4e-3)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 4e-3), (torch.bfloat16, 3e-2)])
+def test_half_precision(dtype: torch.dtype, tolerance: float) -> None:
+    """Scores and sums are float32; probabilities are rounded to the type, as every tensor is."""
+    check([(50, 50), (7, 30)], (2, 1), 64, dtype=dtype, tolerance=tolerance)
+
+
+def test_gradients_are_those_of_differences() -> None:
+    """The gradient that is computed, against how the loss changes when one number does."""
+    shapes = [(7, 2, 16), (9, 1, 16), (9, 1, 16)]
+    inputs = [random(*shape, seed=i).double() for i, shape in enumerate(shapes)]
+    weight = random(7, 2, 16, seed=9).double()
+    options = {"causal": True, "window": 5, "softcap": 3.0}
+    _, grads = gradients(
+        lambda q, k, v: flash.flash_attention(q[None], k[None], v[None], **options)[0],
+        [x.float() for x in inputs], weight.float(),
+    )  # fmt: skip
+
+    def loss(index: int, moved: torch.Tensor) -> torch.Tensor:
+        return (attention(*[moved if i == index else x for i, x in enumerate(inputs)], **options) * weight).sum()
+
+    for index, grad in enumerate(grads):
+        direction = random(*shapes[index], seed=20 + index).double()
+        slope = (loss(index, inputs[index] + 1e-5 * direction) - loss(index, inputs[index] - 1e-5 * direction)) / 2e-5
+        assert abs((grad.double() * direction).sum() - slope) < 1e-4 * max(1.0, abs(slope))
 
 
 def test_large_scores_do_not_overflow() -> None:

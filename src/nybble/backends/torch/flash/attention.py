@@ -10,6 +10,7 @@ import triton
 
 from nybble.backends.torch.flash.backward import delta_kernel, keys_kernel, queries_kernel
 from nybble.backends.torch.flash.forward import forward_kernel
+from nybble.backends.torch.flash.numbers import interpreted
 from nybble.core.errors import ConfigError
 
 HEAD_WIDTHS = (16, 32, 64, 96, 128, 256)
@@ -167,7 +168,7 @@ class _FlashAttention(torch.autograd.Function):
 def forward_tiles(q: torch.Tensor) -> Tiles:
     """What fits the registers and the shared memory of a GPU for this width and type."""
     width, wide = triton.next_power_of_2(q.shape[2]), q.dtype == torch.float32
-    if triton.knobs.runtime.interpret:  # small tiles, so that small tests have several of them
+    if interpreted():  # small tiles, so that small tests have several of them
         return Tiles(16, 16, 4, 1)
     if wide:
         return Tiles(64, 32, 4, 2) if width <= 128 else Tiles(32, 16, 4, 1)
@@ -179,7 +180,7 @@ def forward_tiles(q: torch.Tensor) -> Tiles:
 def backward_tiles(q: torch.Tensor) -> Tiles:
     """The same for the other direction, which keeps two sums."""
     width, wide = triton.next_power_of_2(q.shape[2]), q.dtype == torch.float32
-    if triton.knobs.runtime.interpret:
+    if interpreted():
         return Tiles(16, 16, 4, 1)
     if wide:
         return Tiles(32, 32, 4, 1) if width <= 128 else Tiles(16, 16, 4, 1)

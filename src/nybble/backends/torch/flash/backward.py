@@ -10,6 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from nybble.backends.torch.flash.numbers import dot, narrow
 from nybble.backends.torch.flash.scores import load_tile, scores, store_tile, visible
 
 
@@ -32,10 +33,12 @@ def _d_scores(
     CAUSAL: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_CAP: tl.constexpr,
 ):  # fmt: skip
     """p and d(products) of a tile of queries (rows) and keys (columns), in float32; the factor `scale` is left out."""
-    s, squeezed = scores(tl.dot(q, tl.trans(k), input_precision="ieee"), scale, cap, HAS_CAP)
+    s, squeezed = scores(
+        dot(q, tl.trans(k), tl.zeros([rows.shape[0], columns.shape[0]], tl.float32)), scale, cap, HAS_CAP
+    )
     seen = visible(rows[:, None], columns[None, :], num_queries, num_keys, window, CAUSAL, HAS_WINDOW)
     p = tl.where(seen, tl.exp2(s - lse[:, None]), 0.0)
-    dp = tl.dot(d_out, tl.trans(v), input_precision="ieee")
+    dp = dot(d_out, tl.trans(v), zeros)
     ds = p * (dp - delta[:, None])
     if HAS_CAP:
         ds = ds * (1.0 - squeezed * squeezed)
@@ -87,8 +90,8 @@ def keys_kernel(
                     q, k, v, d_out, lse, delta, rows, columns, num_queries, num_keys, scale, cap, window, CAUSAL,
                     HAS_WINDOW, HAS_CAP,
                 )  # fmt: skip
-                dv = tl.dot(tl.trans(p.to(d_out.dtype)), d_out, dv, input_precision="ieee")
-                dk = tl.dot(tl.trans(ds.to(q.dtype)), q, dk, input_precision="ieee")
+                dv = dot(tl.trans(narrow(p, d_out.dtype)), d_out, dv)
+                dk = dot(tl.trans(narrow(ds, q.dtype)), q, dk)
         dk_base = dk_ptr + k_begin * stride_dkt + kv_head * stride_dkh
         dv_base = dv_ptr + k_begin * stride_dvt + kv_head * stride_dvh
         store_tile(dk_base, columns, num_keys, stride_dkt, WIDTH, dk * scale, BLOCK_WIDTH)
@@ -135,6 +138,6 @@ def queries_kernel(
                 q, k, v, d_out, lse, delta, rows, columns, num_queries, num_keys, scale, cap, window, CAUSAL,
                 HAS_WINDOW, HAS_CAP,
             )  # fmt: skip
-            dq = tl.dot(ds.to(k.dtype), k, dq, input_precision="ieee")
+            dq = dot(narrow(ds, k.dtype), k, dq)
         dq_base = dq_ptr + q_begin * stride_dqt + head * stride_dqh
         store_tile(dq_base, rows, num_queries, stride_dqt, WIDTH, dq * scale, BLOCK_WIDTH)

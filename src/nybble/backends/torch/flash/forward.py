@@ -10,6 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from nybble.backends.torch.flash.numbers import dot, narrow
 from nybble.backends.torch.flash.scores import load_tile, scores, store_tile, visible
 
 
@@ -23,7 +24,7 @@ def _walk(
     for start in range(begin, end, BLOCK_N):
         columns = start + tl.arange(0, BLOCK_N)
         k = load_tile(k_base, columns, num_keys, stride_k, WIDTH, BLOCK_WIDTH)
-        s, _ = scores(tl.dot(q, tl.trans(k), input_precision="ieee"), scale, cap, HAS_CAP)
+        s, _ = scores(dot(q, tl.trans(k), tl.zeros([rows.shape[0], BLOCK_N], tl.float32)), scale, cap, HAS_CAP)
         if MASKED:
             seen = visible(rows[:, None], columns[None, :], num_queries, num_keys, window, CAUSAL, HAS_WINDOW)
             s = tl.where(seen, s, float("-inf"))
@@ -35,7 +36,7 @@ def _walk(
         v = load_tile(v_base, columns, num_keys, stride_v, WIDTH, BLOCK_WIDTH)
         total = total * shrink + tl.sum(p, axis=1)
         acc = acc * shrink[:, None]
-        acc = tl.dot(p.to(v.dtype), v, acc, input_precision="ieee")
+        acc = dot(narrow(p, v.dtype), v, acc)
         top = higher
     return acc, top, total
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from nybble.backends.torch.flash.numbers import narrow
+
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
@@ -54,4 +56,4 @@ def store_tile(base, at, count, stride, width, values, BLOCK_WIDTH: tl.constexpr
     """The other way; what lies outside is not touched."""
     across = tl.arange(0, BLOCK_WIDTH)
     inside = (at < count)[:, None] & (across < width)[None, :]
-    tl.store(base + at[:, None] * stride + across[None, :], values.to(base.dtype.element_ty), mask=inside)
+    tl.store(base + at[:, None] * stride + across[None, :], narrow(values, base.dtype.element_ty), mask=inside)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nybble.backends.torch.flash.numbers import interpreted
 from nybble.backends.torch.ops.kernels.activation import gated_activation
 from nybble.backends.torch.ops.kernels.draw_token import draw
 from nybble.backends.torch.ops.kernels.eight_bit_product import product8
@@ -9,7 +10,6 @@ from nybble.backends.torch.ops.kernels.float_product import product
 from nybble.backends.torch.ops.kernels.norm import rms_norm
 from nybble.backends.torch.ops.kernels.paged import paged_attention
 from nybble.backends.torch.ops.kernels.rope_store import rope_store_kv
-from nybble.backends.torch.ops.kernels.shared import interpreted
 from nybble.backends.torch.ops.kernels.store import store_kv
 
 __all__ = [

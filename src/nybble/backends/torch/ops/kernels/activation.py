@@ -6,8 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
+from nybble.backends.torch.flash.numbers import narrow
 from nybble.backends.torch.flash.scores import tanh
-from nybble.backends.torch.ops.kernels.shared import narrow
 
 _BLOCK = 1024
 

@@ -10,8 +10,8 @@ import torch
 import triton
 import triton.language as tl
 
+from nybble.backends.torch.flash.numbers import INTERPRETED, dot, narrow
 from nybble.backends.torch.ops.kernels.quantise import RUN, quantise_rows
-from nybble.backends.torch.ops.kernels.shared import INTERPRETED, dot, narrow
 from nybble.backends.torch.ops.kernels.tiles import Tile, add_parts
 from nybble.backends.torch.ops.kernels.tuning import choose_tile
 

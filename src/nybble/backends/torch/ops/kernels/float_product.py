@@ -14,8 +14,8 @@ import torch
 import triton
 import triton.language as tl
 
+from nybble.backends.torch.flash.numbers import dot, narrow
 from nybble.backends.torch.ops.kernels.decode import code_of, decode
-from nybble.backends.torch.ops.kernels.shared import dot, narrow
 from nybble.backends.torch.ops.kernels.tiles import Tile, add_parts, few_tokens
 from nybble.backends.torch.ops.kernels.tuning import choose_tile
 

@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from nybble.backends.torch.ops.kernels.shared import narrow
+from nybble.backends.torch.flash.numbers import narrow
 from nybble.core.errors import ConfigError
 
 WIDEST = 32768

@@ -14,10 +14,10 @@ import torch
 import triton
 import triton.language as tl
 
+from nybble.backends.torch.flash.numbers import interpreted, narrow
 from nybble.backends.torch.ops.cache_types import QUANTISED_LIMITS
 from nybble.backends.torch.ops.kernels.merge import merge_splits
 from nybble.backends.torch.ops.kernels.paged_walk import walk
-from nybble.backends.torch.ops.kernels.shared import interpreted, narrow
 from nybble.core.errors import ConfigError
 
 _WIDEST = 256

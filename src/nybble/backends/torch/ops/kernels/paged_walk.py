@@ -9,8 +9,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from nybble.backends.torch.flash.numbers import dot, narrow
 from nybble.backends.torch.flash.scores import scores
-from nybble.backends.torch.ops.kernels.shared import dot, narrow
 
 
 @triton.jit

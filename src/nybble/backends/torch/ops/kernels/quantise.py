@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from nybble.backends.torch.ops.kernels.shared import narrow, nearest
+from nybble.backends.torch.flash.numbers import narrow, nearest
 
 RUN = 128  # inputs of a mark, and of a step of the product
 

@@ -6,8 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
+from nybble.backends.torch.flash.numbers import narrow, nearest
 from nybble.backends.torch.ops.cache_types import QUANTISED_LIMITS
-from nybble.backends.torch.ops.kernels.shared import narrow, nearest
 
 
 @triton.jit

@@ -22,8 +22,8 @@ from pathlib import Path
 import torch
 import triton
 
+from nybble.backends.torch.flash.numbers import interpreted
 from nybble.backends.torch.ops.kernels.paged import multiprocessors
-from nybble.backends.torch.ops.kernels.shared import interpreted
 from nybble.backends.torch.ops.kernels.tiles import Tile, bucket, candidates
 from nybble.core import env
 

@@ -1,4 +1,4 @@
-"""What kernels share: products of tiles, rounding, and whether all of this runs in the interpreter."""
+"""What all kernels share: products of tiles, rounding, and whether all of this runs in the interpreter."""
 
 from __future__ import annotations
 
