@@ -6,10 +6,14 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
+#include <utility>
+
+#include "base/spare_buffer.h"
 
 namespace nybble {
 
@@ -62,6 +66,24 @@ public:
 private:
     Py_buffer view_{};
 };
+
+// A new numpy array [rows, cols] whose memory, not initialised, goes back to `spare` when nobody uses it any more.
+template <class T>
+nb::ndarray<nb::numpy, T, nb::ndim<2>> as_numpy(Buffer<T> buffer, std::size_t rows, std::size_t cols,
+                                                std::shared_ptr<SpareBuffer<T>> spare) {
+    struct Owner {
+        Buffer<T> buffer;
+        std::shared_ptr<SpareBuffer<T>> spare;
+    };
+    auto owner = std::make_unique<Owner>(Owner{std::move(buffer), std::move(spare)});
+    T* data = owner->buffer.data();
+    nb::capsule capsule(owner.get(), [](void* p) noexcept {
+        const std::unique_ptr<Owner> owned(static_cast<Owner*>(p));
+        owned->spare->give_back(std::move(owned->buffer));
+    });
+    owner.release();  // the capsule has it
+    return nb::ndarray<nb::numpy, T, nb::ndim<2>>(data, {rows, cols}, capsule);
+}
 
 // A new numpy array that owns its memory, not initialised.
 template <class T>

@@ -113,14 +113,17 @@ nb::object execute(Model& model, BoundCache& cache, const AnyArray& token_ids, c
     step.adapters = adapters;
     if (adapter_of) step.adapter_of = flat<std::int32_t>(*adapter_of, "adapter_of");
     check_step(model, cache.cache, step);
-    FloatArray logits(step.logit_rows.size(), static_cast<std::size_t>(model.config().vocab_size));
+    const std::size_t rows = step.logit_rows.size();
+    const auto vocab_size = static_cast<std::size_t>(model.config().vocab_size);
+    Buffer<float> logits = model.spare_logits()->take(checked_mul(rows, vocab_size));
     FloatArray hidden(step.hidden_rows.size(), static_cast<std::size_t>(model.config().hidden_size));
     {
         const nb::gil_scoped_release free_gil;
-        model.execute(cache.cache, step, logits.data, hidden.data);
+        model.execute(cache.cache, step, logits.data(), hidden.data);
     }
-    if (!hidden_rows) return nb::cast(logits.release());
-    return nb::make_tuple(logits.release(), hidden.release());
+    auto array = as_numpy(std::move(logits), rows, vocab_size, model.spare_logits());
+    if (!hidden_rows) return nb::cast(array);
+    return nb::make_tuple(array, hidden.release());
 }
 
 void copy_blocks(Model& model, BoundCache& cache, const AnyArray& pairs) {

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "base/spare_buffer.h"
 #include "model/config.h"
 #include "model/executor.h"
 #include "model/kv_cache.h"
@@ -46,6 +47,8 @@ public:
     Isa isa() const { return kernels_.isa; }
     int threads() const { return pool_.size(); }
     std::size_t weight_bytes() const { return weights_.bytes(); }
+    // Where the logits of a step come from and go to; they may live longer than the model.
+    const std::shared_ptr<SpareBuffer<float>>& spare_logits() const { return spare_logits_; }
 
 private:
     ModelConfig config_;
@@ -56,6 +59,7 @@ private:
     Weights weights_;
     std::unique_ptr<Executor> executor_;
     Sampler sampler_;
+    std::shared_ptr<SpareBuffer<float>> spare_logits_ = std::make_shared<SpareBuffer<float>>();
     std::mutex mutex_;  // scratch memory is shared, so callers take turns
 };
 
