@@ -5,6 +5,17 @@ from __future__ import annotations
 import os
 import shutil
 
+import pytest
+
+from nybble.backends import device as devices
+
 # Triton decides when it is imported whether its kernels are interpreted. Without a GPU there is no other way.
 if shutil.which("nvidia-smi") is None:
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine with a GPU `device="auto"` would take it: only tests that are for a GPU see one."""
+    if request.node.get_closest_marker("gpu") is None:
+        monkeypatch.setattr(devices, "_driver_is_there", lambda: False)

@@ -17,6 +17,7 @@ from nybble.backends.cpu import BadLogitsError, SampleRow  # noqa: E402
 from nybble.backends.device import DeviceOptions  # noqa: E402
 from nybble.backends.torch.serve import TorchModel, memory  # noqa: E402
 from nybble.backends.torch.serve.cache import PagedCache  # noqa: E402
+from nybble.backends.torch.serve.rank import Rank  # noqa: E402
 from nybble.backends.torch.serve.setup import Setup, load_rank, make_setup, place_layers  # noqa: E402
 from nybble.checkpoint import open_checkpoint  # noqa: E402
 from nybble.core.errors import CheckpointError, ConfigError  # noqa: E402
@@ -236,3 +237,35 @@ def test_what_the_largest_step_leaves(folders: Folders) -> None:
     rank.new_cache(1)
     assert rank.run(largest).logits.shape[0] == 8  # it runs, and writes nothing:
     assert not rank.needed_cache().layers[0].k.any()
+
+
+class FakeCuda:
+    """What is asked of a GPU's memory, for a model that is on the CPU."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, free: int, total: int, reserved: int, peak: int) -> None:
+        answers = {
+            "mem_get_info": (free, total), "memory_reserved": reserved, "max_memory_allocated": peak,
+            "synchronize": None, "empty_cache": None, "reset_peak_memory_stats": None,
+        }  # fmt: skip
+        for name, answer in answers.items():
+            monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
+        monkeypatch.setattr(Rank, "bytes_per_block_on", lambda self, kind: self.block_bytes if kind == "cuda" else 0)
+
+
+def test_the_cache_takes_what_the_largest_step_leaves(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = in_torch(folders("llama"))
+    rank, size = model._rank, model._rank.block_bytes
+    options = DeviceOptions(device="cuda", gpu_memory_utilization=0.5)
+    FakeCuda(monkeypatch, free=500 * size, total=1000 * size, reserved=380 * size, peak=300 * size)
+    assert memory.blocks_that_fit(rank, 64, 4, options) == 500 - 300 - 120  # half of all, the step, other programs
+    assert rank.cache is None  # what the step ran on is gone
+
+    def no_memory(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Rank, "run", no_memory)
+    with pytest.raises(ConfigError, match="a step of 64 tokens does not fit on cpu beside the weights: lower"):
+        memory.blocks_that_fit(rank, 64, 4, options)
+    model.new_cache(BLOCKS)
+    with pytest.raises(ConfigError, match="no memory left for this step: lower gpu_memory_utilization"):
+        model.execute(step([([1], 0, [0])]))

@@ -231,8 +231,7 @@ def start_team(
         workers += [_Worker(rank, {**settings, "rank": rank}) for rank in range(1, size)]
         store = open_store(port, descriptor=descriptor, seconds=START_SECONDS)
         _wait_for_arrivals(store, workers)
-        place = torch.device("cuda", 0) if device.type == "cuda" else device
-        return Team(workers, Ranks(store, 0, size, place, seconds=STEP_SECONDS))
+        return Team(workers, Ranks(store, 0, size, device, seconds=STEP_SECONDS))
     except BaseException:
         _end(workers)
         raise

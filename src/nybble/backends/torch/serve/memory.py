@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 
 import numpy as np
 import torch
@@ -21,6 +22,11 @@ def free_bytes(device: torch.device) -> int | None:
         return None
     free, _ = torch.cuda.mem_get_info(device)
     return free
+
+
+def free_host_bytes() -> int:
+    """Of the machine's memory, what nothing uses at all."""
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def blocks_that_fit(rank: Rank, num_tokens: int, num_sequences: int, options: DeviceOptions) -> int:
@@ -54,7 +60,11 @@ def blocks_that_fit(rank: Rank, num_tokens: int, num_sequences: int, options: De
     )
     torch.cuda.empty_cache()
     logger.info("%.2f GB of %s are left for the cache", left / 1e9, device)
-    return left // rank.block_bytes
+    blocks = left // rank.bytes_per_block_on("cuda")
+    beside = rank.bytes_per_block_on("cpu")
+    if beside:  # layers that did not fit have theirs in the machine's memory
+        blocks = min(blocks, free_host_bytes() // 2 // beside)
+    return blocks
 
 
 def cache_bytes(*, total: int, share: float, others: int, peak: int, device: str) -> int:

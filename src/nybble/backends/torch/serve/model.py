@@ -24,7 +24,7 @@ from nybble.backends.torch.serve.draw import DeviceSampler, Ids, NativeSampler, 
 from nybble.backends.torch.serve.inputs import host_inputs, to_flat
 from nybble.backends.torch.serve.memory import blocks_that_fit
 from nybble.backends.torch.serve.rank import Rank
-from nybble.backends.torch.serve.setup import Setup, load_rank
+from nybble.backends.torch.serve.setup import Setup, load_rank, on_device, torch_device
 from nybble.checkpoint import Checkpoint
 from nybble.core.errors import ConfigError
 
@@ -74,7 +74,7 @@ class TorchModel:
             CheckpointError: a tensor cannot be run.
             ConfigError: weights or cache do not fit, the model cannot be split so, or a rank does not start.
         """
-        place = torch.device("cpu") if device == "torch-cpu" else torch.device(device)
+        place = torch_device(device)
         count = chosen_threads(threads)
         if place.type == "cpu" and threads is not None:
             torch.set_num_threads(count)
@@ -145,7 +145,7 @@ class TorchModel:
         if self._setup.device.type != "cuda":
             return None
         self._tell(Order.FIT_BLOCKS, (max_num_batched_tokens, max_num_seqs))
-        with self._watched():
+        with self._watched(), on_device(self._setup.device):
             blocks = blocks_that_fit(self._rank, max_num_batched_tokens, max_num_seqs, self._options)
             return blocks if self._team is None else self._team.group.smallest(blocks)
 
@@ -215,7 +215,7 @@ class TorchModel:
         if step.adapter_of is not None:
             adapters = StepAdapters(step.adapters, host.cu_seqlens_q, step.adapter_of)  # type: ignore[arg-type]
         self._tell(Order.STEP, host.header, to_flat(host))
-        with self._watched():
+        with self._watched(), on_device(self._setup.device):
             output = self._rank.run(host, adapters)
             self._wait()
         if len(host.hidden_rows):
@@ -241,7 +241,8 @@ class TorchModel:
             BadLogitsError: no token can be drawn from some rows, which it names.
             ValueError: a parameter is out of range.
         """
-        return self._sampler.sample(logits, params)
+        with on_device(self._setup.device):
+            return self._sampler.sample(logits, params)
 
     def score(self, logits: Any, target_ids: Ids, top: int = 0) -> list[Scored]:
         """What the model thinks of target_ids[i] where it gives logits[i], with the `top` likeliest tokens.
@@ -250,7 +251,8 @@ class TorchModel:
             BadLogitsError: some rows hold NaN or infinity.
             ValueError: an id is out of range, or there is not one for each row.
         """
-        return self._sampler.score(logits, target_ids, top)
+        with on_device(self._setup.device):
+            return self._sampler.score(logits, target_ids, top)
 
     def score_hidden(self, hidden: npt.NDArray[np.float32], target_ids: Ids, top: int = 0) -> list[Scored]:
         """`score` of the logits that follow from hidden states, without holding the logits of a long prompt at once.
@@ -265,7 +267,7 @@ class TorchModel:
         for at in range(0, len(hidden), _SCORED_AT_ONCE):
             rows = np.ascontiguousarray(hidden[at : at + _SCORED_AT_ONCE], np.float32)
             self._tell(Order.LOGITS, (len(rows),), rows.reshape(-1).view(np.int32))
-            with self._watched():
+            with self._watched(), on_device(self._setup.device):
                 logits = self._rank.logits(torch.from_numpy(rows))
             try:
                 scored += self.score(self._sampler.rows(logits), target_ids[at : at + _SCORED_AT_ONCE], top)

@@ -36,6 +36,11 @@ class Rank:
         """Bytes of the keys and values of one block, in all layers of this part."""
         return sum(layer_block_bytes(layer, self._kind) for layer in self.decoder.spec.layers)
 
+    def bytes_per_block_on(self, kind: str) -> int:
+        """Of the layers on devices of this kind, "cuda" or "cpu"."""
+        places = zip(self.decoder.spec.layers, self.decoder.devices, strict=True)
+        return sum(layer_block_bytes(layer, self._kind) for layer, device in places if device.type == kind)
+
     def new_cache(self, num_blocks: int) -> None:
         """Raises ConfigError if there is no memory for it."""
         self.cache = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from math import prod
 
@@ -39,6 +40,19 @@ class Setup:
     dtype: torch.dtype
     kind: torch.dtype
     graphs: bool
+
+
+def on_device(device: torch.device) -> AbstractContextManager[object]:
+    """Kernels start on the thread's present GPU, which inside is this one."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def torch_device(name: str) -> torch.device:
+    """From what `resolve_device` gives, with a number for a GPU, as tensors name it."""
+    if name == "torch-cpu":
+        return _CPU
+    device = torch.device(name)
+    return torch.device("cuda", device.index or 0)
 
 
 def chosen_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -145,7 +159,10 @@ def load_rank(
         shard.spec, shard.tensors, options, device, context=context, kv_cache_type=kv_cache_type, free_bytes=free
     )
     try:
-        decoder = Decoder(shard, context=context, dtype=setup.dtype, device=device, devices=setup.devices, group=group)
+        with on_device(device):
+            decoder = Decoder(
+                shard, context=context, dtype=setup.dtype, device=device, devices=setup.devices, group=group
+            )
     except torch.OutOfMemoryError as error:
         raise ConfigError(
             f"the weights of {checkpoint.path} do not fit on {device}, where {(free or 0) / 1e9:.2f} GB were free: "
