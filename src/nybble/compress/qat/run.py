@@ -42,8 +42,8 @@ def run_qat(
     """Train the model at `src` on the grid of `options.to` and write it to `dst`.
 
     A folder for integers and nf4, a GGUF file (a name that ends in .gguf) for GGUF types. resume: go on with what an
-    interrupted run left in `DST.partial`. sampler: writes text with the teacher, for data that is `self`. force: replace
-    what is at `dst`.
+    interrupted run left in `DST.partial`. sampler: writes text with the teacher, for data that is `self`. force:
+    replace what is at `dst`.
 
     Raises:
         ConfigError: the options cannot be used, or the teacher has another tokenizer.

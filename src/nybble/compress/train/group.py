@@ -1,7 +1,7 @@
 """The processes that train together: one alone, or as many as `torchrun` started, each with shards of the weights.
 
-Sharding is FSDP2's (`torch.distributed.fsdp.fully_shard`): every process holds a part of each parameter, its gradient and
-of the optimizer's state, and gets the rest of a layer only while it computes with it.
+Sharding is FSDP2's (`torch.distributed.fsdp.fully_shard`): a process holds a part of each parameter, of its gradient
+and of the optimizer's state, and gets the rest of a layer only while it computes with it.
 """
 
 from __future__ import annotations

@@ -76,12 +76,11 @@ def write_trained_folder(
     linear: Callable[[Module], Mapping[str, Stored]],
     config: Mapping[str, object] | None,
     force: bool,
-    extra: Mapping[str, Path] | None = None,
 ) -> int:
     """A model folder; its bytes of weights. It appears when it is complete.
 
     vectors: trained tensors besides the linears of the layers (norms, embeddings), by canonical name; others are
-    written as they are. linear: stored tensors of a linear. config: quantization_config. extra: files to copy, by their names.
+    written as they are. linear: stored tensors of a linear. config: quantization_config.
 
     Raises OutputError if it cannot be written.
     """
@@ -99,8 +98,6 @@ def write_trained_folder(
         if config is not None:
             said["quantization_config"] = config
         write_json(out.work / "config.json", said)
-        for name, path in (extra or {}).items():
-            (out.work / name).write_bytes(path.read_bytes())
         out.commit([])
     return sum(entry.num_bytes for entry in entries)
 
