@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import torch
 
-from nybble.backends.torch import ops
 from nybble.backends.torch.ops.low_bit import DenseLinear
 from nybble.backends.torch.parallel.group import Group
 from nybble.backends.torch.parallel.shard import Shard
@@ -15,7 +14,7 @@ from nybble.backends.torch.serve.adapter import StepAdapters
 from nybble.backends.torch.serve.cache import PagedCache
 from nybble.backends.torch.serve.inputs import StepTensors
 from nybble.backends.torch.serve.layer import ServeLayer, Turn, add_and_norm
-from nybble.backends.torch.serve.weights import Embedding, LayerWeights, vector
+from nybble.backends.torch.serve.weights import Embedding, LayerWeights, make_linear, vector
 from nybble.core.spec import RopeSpec
 
 
@@ -44,7 +43,7 @@ class Decoder:
         self._vocab_widths = tuple(end - begin for begin, end in shard.vocab)
         self._ropes: dict[tuple[RopeSpec, torch.device], Rope] = {}
         head = shard.tensors["embed" if spec.tied_head else "head"]
-        self._head = ops.pack_linear(head, device, dtype)
+        self._head = make_linear(head, device, dtype)
         shared = self._head.weight if spec.tied_head and isinstance(self._head, DenseLinear) else None
         self._embed = Embedding(
             shard.tensors["embed"],

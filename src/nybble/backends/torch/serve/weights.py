@@ -11,8 +11,10 @@ import torch
 import torch.nn.functional as F
 
 from nybble.backends.torch import ops
+from nybble.backends.torch.ops.low_bit import DenseLinear
 from nybble.backends.torch.serve.adapter import LayerAdapters
 from nybble.checkpoint import Tensor
+from nybble.core import env
 from nybble.core.errors import CheckpointError
 from nybble.quant.reference import dequantize
 
@@ -91,7 +93,7 @@ class LayerWeights:
             found.append(tensor)
         if len(names) > 1 and not can_join(found):
             return [one for name in names for one in self._pack((name,))]
-        linear = ops.pack_linear(join(found), self._device, self._dtype)
+        linear = make_linear(join(found), self._device, self._dtype)
         return [_Packed(names, tuple(t.shape[0] for t in found), linear, self._bias(names, found))]
 
     def _bias(self, names: Sequence[str], found: Sequence[Tensor]) -> torch.Tensor | None:
@@ -105,6 +107,13 @@ class LayerWeights:
             for one, tensor in zip(stored, found, strict=True)
         ]
         return torch.cat(parts)
+
+
+def make_linear(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> ops.Linear:
+    """A matrix ready to be multiplied: its codes on a GPU, decoded on the CPU, where torch has no product for them."""
+    if device.type == "cpu" and env.torch_ops() != "triton":
+        return DenseLinear(torch.from_numpy(tensor.to_float32()).to(dtype))
+    return ops.pack_linear(tensor, device, dtype)
 
 
 def vector(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
