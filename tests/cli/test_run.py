@@ -56,7 +56,7 @@ class Loaded:
         self.tokenizer = CharTokenizer()
         self.checkpoint = SimpleNamespace(chat_template=template, add_bos=False, bos_token_id=None)
 
-    def generator(self, *, num_blocks: int | None = None, speculate: str = "off") -> Generator:
+    def generator(self, *, num_blocks: int | None = None, speculate: str = "off", kept_in: None = None) -> Generator:
         blocks = num_blocks or -(-self.context // 16)
         return Generator(
             EngineCore(self.model, self.tokenizer, context=self.context, vocab_size=10**6, num_blocks=blocks)

@@ -21,10 +21,13 @@ from nybble.cli.options import (
     GpuMemoryOption,
     KvCacheTypeOption,
     ModelArgument,
+    PrefixCacheFileOption,
+    PrefixCacheSizeOption,
     SpeculateOption,
     TensorParallelOption,
     ThreadsOption,
     draft_weights,
+    prefix_cache,
 )
 from nybble.cli.prompt import Message, as_text, chat_prompt, given_prompt, raw_prompt
 from nybble.cli.session import Session
@@ -70,6 +73,8 @@ def run(
     ] = None,
     kv_cache_type: KvCacheTypeOption = "f16",
     speculate: SpeculateOption = None,
+    prefix_cache_file: PrefixCacheFileOption = "off",
+    prefix_cache_size: PrefixCacheSizeOption = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     tensor_parallel_size: TensorParallelOption = 1,

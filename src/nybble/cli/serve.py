@@ -22,11 +22,14 @@ from nybble.cli.options import (
     EagerOption,
     GpuMemoryOption,
     KvCacheTypeOption,
+    PrefixCacheFileOption,
+    PrefixCacheSizeOption,
     SpeculateOption,
     TensorParallelOption,
     ThreadsOption,
     draft_weights,
     local_path,
+    prefix_cache,
 )
 from nybble.core.errors import ConfigError
 from nybble.engine.async_engine import AsyncEngine
@@ -97,6 +100,15 @@ def serve(
     kv_cache_type: KvCacheTypeOption = "f16",
     speculate: SpeculateOption = None,
     prefix_caching: Annotated[bool, typer.Option(help="Reuse what equal beginnings of prompts have computed.")] = True,
+    prefix_cache_file: PrefixCacheFileOption = "off",
+    prefix_cache_size: PrefixCacheSizeOption = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=PATH",
+            help="A LoRA of MODEL that is a model of its own, with this name; may be repeated.",
+        ),
+    ] = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     tensor_parallel_size: TensorParallelOption = 1,
@@ -122,6 +134,8 @@ def serve(
         enable_prefix_caching=prefix_caching,
         kv_cache_type=parse_kv_type(kv_cache_type),
         threads=threads,
+        prefix_cache_file=kept.file,
+        prefix_cache_size=kept.size,
         device=device if model is not None or device != "auto" else "cpu",
         dtype=dtype,
         tensor_parallel_size=tensor_parallel_size,
@@ -168,10 +182,30 @@ def serve(
     )
 
 
+def _named_adapters(given: list[str]) -> dict[str, Path]:
+    """The paths of adapters by the names that clients ask for. Raises ConfigError if they cannot be understood."""
+    adapters: dict[str, Path] = {}
+    for one in given:
+        name, _, path = one.partition("=")
+        if not name.strip() or not path:
+            raise ConfigError(f"--lora takes NAME=PATH, not {one!r:.200}")
+        if name_key(name) in map(name_key, adapters):
+            raise ConfigError(f"--lora gives the name {name!r:.200} twice")
+        if not Path(path).exists():
+            raise ConfigError(f"--lora: there is no adapter at {path}")
+        adapters[name] = Path(path)
+    return adapters
+
+
 def _one(
-    model: str, options: EngineOptions, settings: ServeSettings, roofline: Roofline | None, speculate: str | None
+    model: str,
+    options: EngineOptions,
+    settings: ServeSettings,
+    roofline: Roofline | None,
+    speculate: str | None,
+    adapters: dict[str, Path],
 ) -> Models:
-    """The model, loaded. What a Modelfile says counts where the options say nothing."""
+    """The model and its adapters, loaded. What a Modelfile says counts where the options say nothing."""
     path = local_path(model)
     stored = stored_model(model)
     mode = speculation(stored.parameters if stored is not None else {}, speculate)

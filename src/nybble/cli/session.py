@@ -10,9 +10,12 @@ from nybble.checkpoint import open_checkpoint
 from nybble.cli.answer import Figures, Interrupt, note, note_ending, show_answer
 from nybble.cli.markdown import writer_for_terminal
 from nybble.cli.named import LOADING, Named, find_named, sampling, speculation
+from nybble.cli.options import PrefixCache
 from nybble.cli.prompt import Message, chat_prompt
 from nybble.core.errors import ConfigError, PromptError
+from nybble.engine.generate import Generator
 from nybble.engine.load import LoadedModel
+from nybble.engine.prefix_file import open_prefix_cache
 from nybble.store.modelfile import Command, Value, format_modelfile
 
 Load = Callable[[Named], LoadedModel]
@@ -22,6 +25,7 @@ class Session:
     """Many turns over one cache, so that each turn reads little more than what is new.
 
     load: makes a model ready, for `use`. given: what the command line said about sampling, by SamplingParams' names.
+    kept: where the prefix cache is kept; by default nowhere.
 
     Raises:
         TokenizerError: the model has no chat template.
@@ -36,6 +40,7 @@ class Session:
         given: Mapping[str, object],
         threads: int | None,
         speculate: str | None,
+        kept: PrefixCache | None = None,
     ) -> None:
         self.verbose = False
         self.markdown = True
@@ -43,6 +48,8 @@ class Session:
         self._given = dict(given)
         self._threads = threads
         self._speculate = speculate
+        self._generator: Generator | None = None
+        self._kept = kept or PrefixCache()
         self._interrupt = Interrupt()
         self._begin(named, loaded)
 
@@ -55,13 +62,19 @@ class Session:
         self.params = sampling(self.parameters, self._given)
         self.messages: list[Message] = [{"role": role, "content": text} for role, text in named.messages]
         chat_prompt(loaded, [*self._opening(), {"role": "user", "content": "-"}], self.template)  # says so if it cannot
-        self._generator = loaded.generator(speculate=speculation(named.parameters, self._speculate))
+        if self._generator is not None:
+            self._generator.core.close()  # two engines cannot write one file
+        self._generator = loaded.generator(
+            speculate=speculation(named.parameters, self._speculate),
+            kept_in=open_prefix_cache(loaded, self._kept.file, self._kept.size),
+        )
         self._figures = Figures(loaded, self._threads)
 
     def ask(self, text: str) -> None:
         """Answer a message. A stopped answer stays as far as it came; one that never began leaves no trace."""
         asked: list[Message] = [*self.messages, {"role": "user", "content": text}]
         token_ids = chat_prompt(self.loaded, [*self._opening(), *asked], self.template)
+        assert self._generator is not None
         try:
             with self._interrupt.listen():
                 steps = self._generator.generate([token_ids], self.params)

@@ -25,6 +25,8 @@ from nybble.serve.openai.conversation import prompt_ids
 from nybble.serve.openai.embeddings import Embeddings
 from nybble.serve.openai.schemas import ChatBody, CompletionBody, DetokenizeBody, EmbeddingBody, TokenizeBody
 from nybble.serve.settings import ServeSettings
+from nybble.serve.tgi.errors import answered
+from nybble.serve.tgi.routes import add_tgi_routes, tokenized
 
 
 def create_app(
@@ -53,6 +55,7 @@ def create_app(
             CORSMiddleware, allow_origins=list(settings.allowed_origins), allow_methods=["*"], allow_headers=["*"]
         )
     app.add_middleware(Guard, settings=settings)
+    add_tgi_routes(app, models)
     add_ollama_routes(app, models, allowed_origins=settings.allowed_origins, quantizer=quantizer)
     return app
 
@@ -83,7 +86,10 @@ def _described(models: Models, name: str, created: float) -> dict[str, Any]:
     """A model in OpenAI's words. How long its context is, is known while it is in memory."""
     told = {"id": name, "object": "model", "created": int(created), "owned_by": "nybble"}
     one = models.in_memory(name)
-    return told if one is None else {**told, "max_model_len": one.server.engine.context}
+    if one is None:
+        return told
+    parent = {} if one.server.adapter is None else {"parent": one.parent}
+    return {**told, "max_model_len": one.server.engine.context, **parent}
 
 
 def _add_own_routes(app: FastAPI, models: Models) -> None:
@@ -108,12 +114,24 @@ def _add_own_routes(app: FastAPI, models: Models) -> None:
         return Response(models.metrics.text(), media_type="text/plain; version=0.0.4")
 
     @app.post("/tokenize")
-    async def tokenize(body: TokenizeBody) -> dict[str, Any]:
+    async def tokenize(body: TokenizeBody) -> Any:
+        if body.inputs is not None:
+            return await answered(_tokenized_as_tgi(models, body, body.inputs))
         return await models.answer(models.meant(body.model), lambda one: _tokenized(one, body))
 
     @app.post("/detokenize")
     async def detokenize(body: DetokenizeBody) -> dict[str, str]:
         return await models.answer(models.meant(body.model), lambda one: _detokenized(one, body))
+
+
+async def _tokenized_as_tgi(models: Models, body: TokenizeBody, inputs: str) -> Response:
+    if body.prompt is not None or body.messages is not None:
+        raise ApiError(400, "inputs is TGI's name of prompt: give one of them", param="inputs")
+    return JSONResponse(
+        await models.answer(
+            models.meant(body.model), lambda one: tokenized(one, inputs, add_special=body.add_special_tokens)
+        )
+    )
 
 
 async def _tokenized(one: Resident, body: TokenizeBody) -> dict[str, Any]:

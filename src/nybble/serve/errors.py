@@ -76,7 +76,7 @@ def as_api_error(error: Exception) -> ApiError:
     return ApiError(500, "the server failed on this request; its log says why")
 
 
-def _described(error: RequestValidationError) -> tuple[str | None, str]:
+def described(error: RequestValidationError) -> tuple[str | None, str]:
     """Which field of a body is to blame, and why."""
     if isinstance(error.body, bytes):
         return None, "the body must be JSON: send it with the header Content-Type: application/json"
@@ -117,7 +117,7 @@ def add_error_handlers(app: FastAPI) -> None:
 
     async def on_invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        param, message = _described(error)
+        param, message = described(error)
         return error_response(400, message, param=param)
 
     async def on_http(request: Request, error: Exception) -> Response:

@@ -131,7 +131,7 @@ class Models:
 
     def in_memory(self, name: str) -> Resident | None:
         """The model of this name if it need not be loaded."""
-        key = _key(name)
+        key = name_key(name)
         slot = self._by_name.get(key)
         return None if slot is None else slot.residents.get(key)
 
@@ -172,11 +172,11 @@ class Models:
 
         Models that share an engine with others only lose their adapter.
         """
-        slot = self._by_name.get(_key(name))
+        slot = self._by_name.get(name_key(name))
         if slot is None or slot.is_pinned:
             return False
         if len(slot.names) > 1:
-            self._forget(_key(name))
+            self._forget(name_key(name))
             return True
         if slot.users:
             slot.keep_alive = 0
@@ -345,7 +345,7 @@ class Models:
         metrics = slot.metrics if slot.is_pinned or slot.metrics.name == name else self.metrics.also(name, slot.metrics)
         preset = Preset.of(stored)
         server = Server(slot.engine, settings, self.admission, metrics, self.started, preset, adapter)
-        key = _key(name)
+        key = name_key(name)
         resident = slot.residents[key] = Resident(name, server, stored, slot, parent)
         if self._slots.get(slot.key) is slot:  # else it is leaving, and the name is another's
             slot.names.add(key)
@@ -469,7 +469,8 @@ class Models:
             await asyncio.shield(slot.closing)
 
 
-def _key(name: str) -> str:
+def name_key(name: str) -> str:
+    """What names of models are compared by."""
     try:
         return ModelName.parse(name).key
     except ModelNotFoundError:  # of a file, such as "My model (1)"

@@ -170,6 +170,7 @@ class TokenizeBody(Body):
     model: str | None = None
     prompt: str | None = None
     messages: Messages | None = None
+    inputs: str | None = None  # TGI's name of prompt: then the answer is TGI's too
     add_special_tokens: bool = True
     add_generation_prompt: bool = True
 
