@@ -46,7 +46,7 @@ DeviceOption = Annotated[
 ]
 DtypeOption = Annotated[str, typer.Option(help="Of a GPU's computation: auto, bfloat16, float16 or float32.")]
 TensorParallelOption = Annotated[
-    int, typer.Option("--tensor-parallel-size", "-tp", min=1, help="GPUs that the model is split over.")
+    int, typer.Option("--tensor-parallel-size", min=1, help="GPUs that the model is split over.")
 ]
 GpuMemoryOption = Annotated[
     float | None,
