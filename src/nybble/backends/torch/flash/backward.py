@@ -33,9 +33,8 @@ def _d_scores(
     CAUSAL: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_CAP: tl.constexpr,
 ):  # fmt: skip
     """p and d(products) of a tile of queries (rows) and keys (columns), in float32; the factor `scale` is left out."""
-    s, squeezed = scores(
-        dot(q, tl.trans(k), tl.zeros([rows.shape[0], columns.shape[0]], tl.float32)), scale, cap, HAS_CAP
-    )
+    zeros = tl.zeros([rows.shape[0], columns.shape[0]], tl.float32)
+    s, squeezed = scores(dot(q, tl.trans(k), zeros), scale, cap, HAS_CAP)
     seen = visible(rows[:, None], columns[None, :], num_queries, num_keys, window, CAUSAL, HAS_WINDOW)
     p = tl.where(seen, tl.exp2(s - lse[:, None]), 0.0)
     dp = dot(d_out, tl.trans(v), zeros)
