@@ -199,7 +199,9 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(
             distil(student, tmp_path / "out", llama, text, save_minutes=1e-9)
     assert state.unfinished(tmp_path / "out.partial") == 2
     unbroken = distil(student, tmp_path / "a", llama, text)
-    assert losses(distil(student, tmp_path / "out", llama, text, resume=True, save_minutes=5.0).log) == losses(unbroken.log)
+    assert losses(distil(student, tmp_path / "out", llama, text, resume=True, save_minutes=5.0).log) == losses(
+        unbroken.log
+    )
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
@@ -215,15 +217,14 @@ def test_minutes_become_steps(llama: Path, student: Path, text: Path, tmp_path: 
     result = distil(student, tmp_path / "out", llama, text, steps=None, minutes=0.02)
     lines = read_log(result.log)  # type: ignore[arg-type]
     assert int(str(result.figures["steps"])) == len(lines) >= 7
-    assert float(str(lines[-1]["learning_rate"])) < float(str(lines[7 if len(lines) > 8 else 6]["learning_rate"])) or (
-        len(lines) == 7
-    )
+    rates = [float(str(line["learning_rate"])) for line in lines]
+    assert len(rates) == 7 or rates[-1] < rates[6]
 
 
 def test_the_learning_rate_rises_and_falls() -> None:
     rates = [factor(step, warmup=4, total=100) for step in range(100)]
-    assert rates[0] == pytest.approx(0.25) and max(rates) == rates[3] or max(rates) == rates[4]
-    assert rates[4:] == sorted(rates[4:], reverse=True)
+    assert rates[0] == pytest.approx(0.25, rel=0.01) and max(rates) == rates[3]
+    assert rates[3:] == sorted(rates[3:], reverse=True)
     assert rates[-1] == pytest.approx(0.01, abs=0.002)
     assert factor(50, warmup=4, total=None) == 1
 
