@@ -94,6 +94,15 @@ def test_an_old_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     assert gpu_problem() == "an old GPU has compute capability 6.1, and Triton needs 7.0 or above"
 
 
+def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "gpu_problem", lambda: None)
+    monkeypatch.setattr(devices, "gpu_names", lambda: ["one", "another"])
+    assert resolve_device(DeviceOptions(device="cuda:1")) == "cuda:1"
+    assert resolve_device(DeviceOptions(device="auto")) == "cuda"
+    with pytest.raises(ConfigError, match="'cuda:2' cannot be used: PyTorch sees 2 GPUs, and the first one is cuda:0"):
+        resolve_device(DeviceOptions(device="cuda:2"))
+
+
 def test_the_driver_is_looked_for_in_device_files(tmp_path: Path) -> None:
     assert not LOOK(tmp_path)
     (tmp_path / "nvidia-uvm").touch()

@@ -84,7 +84,7 @@ def resolve_device(options: DeviceOptions) -> str:
         if options.device_map is not None:
             raise ConfigError("device_map spreads layers over a GPU and the CPU: with device 'torch-cpu' leave it out")
         return "torch-cpu"
-    problem = gpu_problem()
+    problem = gpu_problem() or _number_problem(options.device)
     if problem is not None:
         raise ConfigError(f"device {options.device!r} cannot be used: {problem}; device 'cpu' works without")
     return options.device
@@ -100,6 +100,19 @@ def gpu_problem() -> str | None:
         if not _is_installed(package):
             return f"a GPU needs the package {package}, which is not installed: {NEEDS_TORCH}"
     return _torch_problem()
+
+
+def gpu_names() -> list[str]:
+    """Of the GPUs, where gpu_problem says that they can be used."""
+    import torch
+
+    return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+
+
+def _number_problem(device: str) -> str | None:
+    """Why there is no such GPU among those that can be used."""
+    count, number = len(gpu_names()), int(device.partition(":")[2] or 0)
+    return None if number < count else f"PyTorch sees {count} GPUs, and the first one is cuda:0"
 
 
 def _driver_is_there(folder: Path = Path("/dev")) -> bool:

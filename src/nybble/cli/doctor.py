@@ -13,6 +13,7 @@ from rich.table import Table
 
 from nybble import __version__
 from nybble.backends.cpu import best_isa, default_threads
+from nybble.backends.device import gpu_names, gpu_problem
 from nybble.cli.options import ThreadsOption, announce, local_path
 from nybble.core import env
 from nybble.engine.load import load_model
@@ -43,6 +44,8 @@ def doctor(
     facts.add_row("instruction set", f"{env.isa() or best_isa()}{forced}")
     facts.add_row("threads", f"{chosen} of {os.cpu_count()} processors")
     facts.add_row("memory", f"{_memory_gb():.1f} GB")
+    problem = gpu_problem()
+    facts.add_row("GPU", f"none: {problem}" if problem else ", ".join(gpu_names()))
     facts.add_row("models", str(env.home() / "models"))
     variables = [f"{name}={os.environ[name]}" for name in VARIABLES if name in os.environ]
     facts.add_row("environment", ", ".join(variables) or "nothing set")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -28,6 +29,7 @@ from nybble.core.errors import NybbleError
 
 def main() -> int:
     """0: rank 0 said that it is over."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the driver, which ends us when it wants to
     settings = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_driver, daemon=True).start()
     try:

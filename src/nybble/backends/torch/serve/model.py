@@ -26,7 +26,7 @@ from nybble.backends.torch.serve.memory import blocks_that_fit
 from nybble.backends.torch.serve.rank import Rank
 from nybble.backends.torch.serve.setup import Setup, load_rank, on_device, torch_device
 from nybble.checkpoint import Checkpoint
-from nybble.core.errors import ConfigError
+from nybble.core.errors import BackendError, ConfigError
 
 _SCORED_AT_ONCE = 256  # rows of logits of a long prompt
 
@@ -307,4 +307,12 @@ class TorchModel:
             raise ConfigError(
                 "the GPU has no memory left for this step: lower gpu_memory_utilization (which leaves more beside the "
                 "cache), max_num_batched_tokens or max_num_seqs"
+            ) from error
+        except RuntimeError as error:
+            if self._setup.device.type != "cuda":
+                raise
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise BackendError(
+                f"{self._setup.device} failed in the middle of a step ({first:.200}): load the model again, with "
+                "NYBBLE_TORCH_OPS=torch if it happens again, or device 'cpu'"
             ) from error
