@@ -61,8 +61,7 @@ def test_replayed_steps_are_the_eager_ones(folders: Folders) -> None:
     kept = rank.cache.layers[1].k.clone()
     capture = Recorded()
     rank._graphs = GraphRunner(
-        embed=decoder.embed,
-        run=lambda x, tensors: decoder.logits(decoder.forward(x, tensors, rank.needed_cache())),
+        run=lambda s: decoder.logits(decoder.forward(decoder.embed(s.token_ids), s, rank.needed_cache())),
         capture=capture,
         device=torch.device("cpu"),
         table_width=CONTEXT // BLOCK_SIZE,

@@ -17,6 +17,7 @@ from nybble.backends.cpu import BadLogitsError, SampleRow  # noqa: E402
 from nybble.backends.device import DeviceOptions  # noqa: E402
 from nybble.backends.torch.serve import TorchModel, memory  # noqa: E402
 from nybble.backends.torch.serve.cache import PagedCache  # noqa: E402
+from nybble.backends.torch.serve.draw import DeviceSampler  # noqa: E402
 from nybble.backends.torch.serve.rank import Rank  # noqa: E402
 from nybble.backends.torch.serve.setup import Setup, load_rank, make_setup, place_layers  # noqa: E402
 from nybble.checkpoint import open_checkpoint  # noqa: E402
@@ -102,6 +103,18 @@ def test_draws_are_the_native_samplers(folders: Folders) -> None:
     with pytest.raises(BadLogitsError) as caught:
         model.sample(logits, rows)
     assert caught.value.rows == (1,)
+
+
+def test_the_short_way_to_the_likeliest_token() -> None:
+    logits = torch.tensor([[0.0, 2.0, 2.0, 1.0], [3.0, -1.0, float("-inf"), 3.0]])
+    sampler, short, long = DeviceSampler(), SampleRow(temperature=0.0, logprobs=None), SampleRow(temperature=0.0)
+    assert [one.token_id for one in sampler.sample(logits, [short, short])] == [1, 0]
+    assert [one.token_id for one in sampler.sample(logits, [short, long])] == [1, 0]
+    logits[1, 2] = float("nan")
+    for rows in ([short, short], [short, long]):
+        with pytest.raises(BadLogitsError) as caught:
+            sampler.sample(logits, rows)
+        assert caught.value.rows == (1,)
 
 
 def test_blocks_are_copied_read_and_written(folders: Folders) -> None:

@@ -1,21 +1,22 @@
 """Decode steps replayed as CUDA graphs: one launch instead of hundreds, for batches padded to a few sizes.
 
-What is captured reads from buffers that stay where they are. The embedding is looked up outside: it may live on the
-host. Nothing here needs CUDA but `CudaCapture`, so the padding is tested with a capture that only calls.
+What is captured reads a step from buffers that stay where they are, which one copy fills. Nothing here needs CUDA but
+`CudaCapture`, so the padding is tested with a capture that only calls.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
-from nybble.backends.torch.serve.inputs import HostInputs, StepTensors, padded, step_tensors
+from nybble.backends.torch.serve.inputs import HostInputs, StepTensors, layout, padded, step_views, to_flat
 
 # Gets what to capture; gives what runs it again, on what the buffers hold by then.
 Capture = Callable[[Callable[[], torch.Tensor]], Callable[[], torch.Tensor]]
-# From hidden states that enter the layers to logits, for one token of each sequence.
-Run = Callable[[torch.Tensor, StepTensors], torch.Tensor]
+# The logits of a step with one token of each sequence.
+Run = Callable[[StepTensors], torch.Tensor]
 
 LARGEST = 512
 
@@ -26,29 +27,32 @@ def sizes_up_to(largest: int) -> list[int]:
     return [size for size in sizes if size <= largest]
 
 
-class GraphRunner:
-    """Replays steps of one token per sequence. table_width: blocks of the longest sequence.
+@dataclass(frozen=True, slots=True)
+class _Graph:
+    """staging: a step in its flat form on the host; flat: on the device, where the graph reads it."""
 
-    embed: token ids on the device -> [tokens, hidden_size]. run: the rest of the decoder.
-    """
+    staging: torch.Tensor
+    flat: torch.Tensor
+    replay: Callable[[], torch.Tensor]
+
+
+class GraphRunner:
+    """Replays steps of one token per sequence. table_width: blocks of the longest sequence."""
 
     def __init__(
-        self,
-        *,
-        embed: Callable[[torch.Tensor], torch.Tensor],
-        run: Run,
-        capture: Capture,
-        device: torch.device,
-        table_width: int,
-        largest: int = LARGEST,
+        self, *, run: Run, capture: Capture, device: torch.device, table_width: int, largest: int = LARGEST
     ) -> None:
-        self._embed = embed
         self._run = run
         self._capture = capture
         self._device = device
         self._table_width = table_width
         self._sizes = sizes_up_to(largest)
-        self._graphs: dict[int, tuple[StepTensors, torch.Tensor, Callable[[], torch.Tensor]]] = {}
+        self._graphs: dict[int, _Graph] = {}
+
+    @property
+    def captured(self) -> tuple[int, ...]:
+        """The sizes that have been recorded."""
+        return tuple(self._graphs)
 
     def size_for(self, host: HostInputs) -> int | None:
         """The size that a step is padded to; None if it is no decode step, or too large."""
@@ -59,27 +63,26 @@ class GraphRunner:
 
     def logits(self, host: HostInputs, size: int) -> torch.Tensor:
         """[sequences, vocab_size] of a step for which size_for gave `size`."""
-        count = len(host.kv_lens)
-        fresh = step_tensors(padded(host, size, self._table_width), self._device)
-        x = self._embed(fresh.token_ids)
-        if size not in self._graphs:
-            self._graphs[size] = self._make(fresh, x)
-        buffers, entering, replay = self._graphs[size]
-        for name in ("positions", "slots", "kv_lens", "block_tables"):
-            getattr(buffers, name).copy_(getattr(fresh, name))
-        entering.copy_(x)
-        return replay()[:count].clone()
+        step = padded(host, size, self._table_width)
+        graph = self._graphs.get(size)
+        if graph is None:
+            graph = self._graphs[size] = self._make(step)
+        to_flat(step, graph.staging.numpy())
+        graph.flat.copy_(graph.staging, non_blocking=True)  # read before the step ends, and it is waited for
+        return graph.replay()[: len(host.kv_lens)].clone()
 
     def forget(self) -> None:
         """Let go of all graphs: what they read is gone, a cache that is replaced for example."""
         self._graphs.clear()
 
-    def _make(
-        self, fresh: StepTensors, x: torch.Tensor
-    ) -> tuple[StepTensors, torch.Tensor, Callable[[], torch.Tensor]]:
+    def _make(self, step: HostInputs) -> _Graph:
         """Buffers that hold this step, and the graph over them. Capturing runs it, which a replay then repeats."""
-        entering = x.clone()
-        return fresh, entering, self._capture(lambda: self._run(entering, fresh))
+        pinned = self._device.type == "cuda"
+        staging = torch.zeros(layout(step.header)[-1][1], dtype=torch.int32, pin_memory=pinned)
+        to_flat(step, staging.numpy())
+        flat = staging.to(self._device, copy=True)
+        tensors = step_views(step, flat)
+        return _Graph(staging, flat, self._capture(lambda: self._run(tensors)))
 
 
 class CudaCapture:

@@ -115,10 +115,10 @@ def layout(header: tuple[int, int, int, int, int]) -> list[tuple[str, int, tuple
     return [*places, ("", begin, ())]
 
 
-def to_flat(host: HostInputs) -> Ints:
-    """All arrays of a step in one, so that one copy or one message carries them."""
+def to_flat(host: HostInputs, out: Ints | None = None) -> Ints:
+    """All arrays of a step in one, so that one copy or one message carries them. out: where to write them."""
     places = layout(host.header)
-    flat = np.zeros(places[-1][1], np.int32)
+    flat = np.zeros(places[-1][1], np.int32) if out is None else out
     for name, begin, shape in places[:-1]:
         flat[begin : begin + math.prod(shape)] = getattr(host, name).reshape(-1)
     return flat
@@ -159,6 +159,11 @@ def step_tensors(host: HostInputs, device: torch.device) -> StepTensors:
     flat = torch.from_numpy(to_flat(host))
     if device.type == "cuda":
         flat = flat.pin_memory().to(device, non_blocking=True)
+    return step_views(host, flat)
+
+
+def step_views(host: HostInputs, flat: torch.Tensor) -> StepTensors:
+    """The tensors of a step whose flat form is on a device already."""
     parts = {
         name: flat[begin : begin + math.prod(shape)].view(shape) for name, begin, shape in layout(host.header)[:-1]
     }

@@ -78,11 +78,10 @@ class Rank:
     def _runner(self) -> GraphRunner:
         decoder = self.decoder
 
-        def run(x: torch.Tensor, step: StepTensors) -> torch.Tensor:
-            return decoder.logits(decoder.forward(x, step, self.needed_cache()))
+        def run(step: StepTensors) -> torch.Tensor:
+            return decoder.logits(decoder.forward(decoder.embed(step.token_ids), step, self.needed_cache()))
 
         return GraphRunner(
-            embed=decoder.embed,
             run=run,
             capture=CudaCapture(),
             device=decoder.device,
