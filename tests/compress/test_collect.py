@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from models import make_tiny
 from nybble.checkpoint import open_checkpoint
@@ -73,6 +74,16 @@ def test_a_text_that_is_too_short_is_refused(tmp_path: Path) -> None:
         calibration_windows(checkpoint, TEXT, ctx=32, chunks=900)
     with pytest.raises(ConfigError, match="--ctx must be 8 to 512"):
         calibration_windows(checkpoint, TEXT, ctx=1024, chunks=None)
+
+
+def test_activations_that_overflow_are_named(tmp_path: Path) -> None:
+    folder = make_tiny("llama", tmp_path / "m")
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.1.post_attention_layernorm.weight"] *= 1e25
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    checkpoint = open_checkpoint(folder)
+    with pytest.raises(ConfigError, match=r"blk\.1\.ffn_(gate|down)\.weight"):
+        collect(checkpoint, calibration_windows(checkpoint, TEXT, ctx=32, chunks=2), Silent())
 
 
 def test_the_command_writes_what_quantize_reads(tmp_path: Path) -> None:

@@ -215,7 +215,7 @@ def test_activations_that_overflow_are_named(tmp_path: Path, text: Path) -> None
     weights = load_file(folder / "model.safetensors")
     weights["model.layers.0.post_attention_layernorm.weight"] *= 1e25
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    for to in ("gptq-4bit", "awq-4bit"):
+    for to in ("gptq-4bit", "awq-4bit", "int4"):
         with pytest.raises(CheckpointError, match=r"layers\.0\.(ffn\.gate|mlp\.gate_proj) reads"):
             run(folder, tmp_path / "out", to, **calibrated(text))
 
