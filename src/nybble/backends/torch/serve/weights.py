@@ -19,7 +19,7 @@ from nybble.core.errors import CheckpointError
 from nybble.quant.reference import dequantize
 
 _ROWS_AT_ONCE = 8192  # of the embedding, decoded to float32 on the way
-_FLOATS = ("F32", "F16", "BF16")
+_FLOATS = {"F32": np.float32, "F16": np.float16, "BF16": np.int16}  # numpy has no bfloat16: its bits
 # Gives the part's tensor of this name, or None if the model has none.
 Find = Callable[[str], Tensor | None]
 
@@ -111,9 +111,23 @@ class LayerWeights:
 
 def make_linear(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> ops.Linear:
     """A matrix ready to be multiplied: its codes on a GPU, decoded on the CPU, where torch has no product for them."""
-    if device.type == "cpu" and env.torch_ops() != "triton":
-        return DenseLinear(torch.from_numpy(tensor.to_float32()).to(dtype))
+    if is_float(tensor) or (device.type == "cpu" and env.torch_ops() != "triton"):
+        return DenseLinear(float_values(tensor).to(device).to(dtype))
     return ops.pack_linear(tensor, device, dtype)
+
+
+def is_float(tensor: Tensor) -> bool:
+    """Whether it is stored as floats, to be used as they are."""
+    return tensor.packed is None and tensor.format.name in _FLOATS and not tensor.plus_one
+
+
+def float_values(tensor: Tensor) -> torch.Tensor:
+    """On the CPU, in the type in which it is stored, or float32 of codes."""
+    if not is_float(tensor):
+        return torch.from_numpy(tensor.to_float32())
+    stored = np.frombuffer(tensor.data, _FLOATS[tensor.format.name]).reshape(tensor.shape)
+    values = torch.from_numpy(stored.copy())
+    return values.view(torch.bfloat16) if tensor.format.name == "BF16" else values
 
 
 def vector(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
@@ -175,15 +189,14 @@ class Embedding:
             self.nbytes = self._stored.nbytes + (0 if self._table is None else self._table.nbytes)
 
     def _read(self, tensor: Tensor) -> None:
-        device, dtype = self._device, self._dtype
-        if tensor.packed is not None:
-            self._table = torch.from_numpy(tensor.to_float32()).to(device, dtype)
+        if tensor.packed is not None or is_float(tensor):
+            self._table = float_values(tensor).to(self._device).to(self._dtype)
             return
         self._stored = np.frombuffer(tensor.data, np.uint8).reshape(self._rows, -1)
-        if device.type == "cpu" and tensor.format.name not in _FLOATS:
+        if self._device.type == "cpu":
             self._stored = self._stored.copy()
             return
-        self._table = torch.empty(tensor.shape, dtype=dtype, device=device)
+        self._table = torch.empty(tensor.shape, dtype=self._dtype, device=self._device)
         for at in range(0, self._rows, _ROWS_AT_ONCE):
             self._table[at : at + _ROWS_AT_ONCE] = self._decode(self._stored[at : at + _ROWS_AT_ONCE])
         self._stored = np.zeros((0, 0), np.uint8)
