@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 from nybble.store import Library, StoredModel
 
@@ -12,7 +13,11 @@ _OWNERS = {"nybble": "", "ollama": "Ollama's", "huggingface": "Hugging Face's"}
 
 def list() -> None:
     """List the models on this machine, newest first: those of nybble, Ollama and the Hugging Face cache."""
-    rows = [("NAME", "ID", "SIZE", "MODIFIED", ""), *map(_row, Library().list())]
+    show_table([("NAME", "ID", "SIZE", "MODIFIED", ""), *map(_row, Library().list())])
+
+
+def show_table(rows: Sequence[tuple[str, ...]]) -> None:
+    """Print rows in columns, the first of them the heads."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -133,19 +133,21 @@ class Answers:
         if body.top_logprobs and not body.logprobs:
             raise ApiError(400, "top_logprobs needs logprobs", param="top_logprobs")
         notes = Notes([f"there is no field {name!a:.60}: it has no effect" for name in body.unknown()])
-        chunks = self._loading(body, shape) if prepare is None else self._chunks(body, shape, prepare, notes)
+        chunks = self._loading(body, shape, notes) if prepare is None else self._chunks(body, shape, prepare, notes)
         return await answer_with(request, chunks, notes, stream=body.stream is not False)
 
     def _lease(self, body: Generation) -> AbstractAsyncContextManager[Resident]:
         return self._models.lease(body.asked, keep_alive=keep_alive_of(body.keep_alive))
 
-    async def _loading(self, body: Generation, shape: _Shape) -> Chunks:
+    async def _loading(self, body: Generation, shape: _Shape, notes: Notes) -> Chunks:
         """A request without a prompt: the model is to be loaded, or no longer to be."""
         reason = "load"
         if keep_alive_of(body.keep_alive) == 0:
             reason = "unload"
             if not await self._models.unload(body.asked):
                 await self._models.find(body.asked)  # raises if there is no such model
+                if self._models.pinned is not None:
+                    notes.warnings.append("this server was started with one model, which stays: stop the server")
         else:
             async with self._lease(body):
                 pass
