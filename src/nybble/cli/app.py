@@ -18,8 +18,8 @@ from nybble import __version__
 from nybble.core.errors import NybbleError
 
 COMMANDS = (
-    "run", "serve", "pull", "list", "show", "create", "cp", "rm", "store", "doctor", "bench", "quantize", "imatrix",
-    "convert", "eval", "prune", "distil", "qat",
+    "run", "serve", "ps", "stop", "pull", "list", "show", "create", "cp", "rm", "store", "doctor", "bench",
+    "quantize", "imatrix", "convert", "eval", "prune", "distil", "qat",
 )  # fmt: skip
 
 
