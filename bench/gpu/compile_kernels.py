@@ -99,7 +99,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="part of the names of the cases to compile")
     parser.add_argument("--out", type=Path, help="a JSON file of the table")
     args = parser.parse_args()
-    warnings.filterwarnings("ignore", message="TRITON_DEFAULT_FP_FUSION")
+    warnings.simplefilter("error")  # as in the tests
     driver.set_active(FakeDriver())
     recorder = Recorder()
     recorder.install()

@@ -10,7 +10,7 @@ import triton
 
 from nybble.backends.torch.flash.backward import delta_kernel, keys_kernel, queries_kernel
 from nybble.backends.torch.flash.forward import forward_kernel
-from nybble.backends.torch.flash.numbers import interpreted
+from nybble.backends.torch.flash.numbers import OPTIONS, interpreted
 from nybble.core.errors import ConfigError
 
 HEAD_WIDTHS = (16, 32, 64, 96, 128, 256)
@@ -152,7 +152,7 @@ class _FlashAttention(torch.autograd.Function):
         if len(q) and len(k) and sequences:
             delta_kernel[(triton.cdiv(len(q), tiles.queries), q.shape[1])](
                 out, d_out, delta, len(q), *_strides(out, d_out), lse.stride(0),
-                WIDTH=constants["WIDTH"], BLOCK_WIDTH=constants["BLOCK_WIDTH"], BLOCK_M=tiles.queries,
+                WIDTH=constants["WIDTH"], BLOCK_WIDTH=constants["BLOCK_WIDTH"], BLOCK_M=tiles.queries, **OPTIONS,
             )  # fmt: skip
             keys_kernel[(triton.cdiv(shape.max_keys, tiles.keys), k.shape[1], sequences)](
                 q, k, v, d_out, dk, dv, lse, delta, cu_q, cu_k, *_strides(q, k, v, d_out, dk, dv), lse.stride(0),
@@ -171,7 +171,7 @@ def forward_tiles(q: torch.Tensor) -> Tiles:
     if interpreted():  # small tiles, so that small tests have several of them
         return Tiles(16, 16, 4, 1)
     if wide:
-        return Tiles(64, 32, 4, 2) if width <= 128 else Tiles(32, 16, 4, 1)
+        return Tiles(64, 16, 8, 2) if width <= 128 else Tiles(32, 16, 8, 1)
     if width <= 64:
         return Tiles(128, 64, 4, 3)
     return Tiles(128, 64, 8, 3) if width <= 128 else Tiles(64, 64, 8, 2)
@@ -183,7 +183,7 @@ def backward_tiles(q: torch.Tensor) -> Tiles:
     if interpreted():
         return Tiles(16, 16, 4, 1)
     if wide:
-        return Tiles(32, 32, 4, 1) if width <= 128 else Tiles(16, 16, 4, 1)
+        return Tiles(32, 32, 8, 1) if width <= 128 else Tiles(16, 16, 8, 1)
     return Tiles(64, 64, 4, 2) if width <= 64 else Tiles(64, 64, 8, 2) if width <= 128 else Tiles(32, 32, 4, 1)
 
 
@@ -210,6 +210,7 @@ def _constants(q: torch.Tensor, k: torch.Tensor, shape: _Shape, tiles: Tiles) ->
         "CAUSAL": shape.causal,
         "HAS_WINDOW": shape.window is not None,
         "HAS_CAP": shape.softcap is not None,
+        **OPTIONS,
         "num_warps": tiles.warps,
         "num_stages": tiles.stages,
     }

@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from nybble.backends.torch.flash.numbers import narrow
+from nybble.backends.torch.flash.numbers import OPTIONS, narrow
 from nybble.backends.torch.flash.scores import tanh
 
 _BLOCK = 1024
@@ -38,6 +38,15 @@ def gated_activation(gate: torch.Tensor, up: torch.Tensor, kind: str) -> torch.T
     out = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
     if gate.numel():
         gated_kernel[(len(gates), triton.cdiv(width, _BLOCK))](
-            gates, ups, out, gates.stride(0), ups.stride(0), width, IS_SILU=kind == "silu", BLOCK=_BLOCK, num_warps=4
+            gates,
+            ups,
+            out,
+            gates.stride(0),
+            ups.stride(0),
+            width,
+            IS_SILU=kind == "silu",
+            BLOCK=_BLOCK,
+            **OPTIONS,
+            num_warps=4,
         )
     return out

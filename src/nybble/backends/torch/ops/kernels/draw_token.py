@@ -13,6 +13,8 @@ import torch
 import triton
 import triton.language as tl
 
+from nybble.backends.torch.flash.numbers import OPTIONS
+
 if TYPE_CHECKING:
     from nybble.backends.torch.ops.sampling.columns import Columns
 
@@ -226,6 +228,6 @@ def draw(logits: torch.Tensor, columns: Columns) -> tuple[torch.Tensor, torch.Te
     draw_kernel[(len(logits),)](
         logits, ids, good, columns.greedy, columns.temperature, columns.top_k, columns.top_p,
         torch.log(columns.min_p.double()), columns.u, logits.stride(0), logits.shape[1], MOST_BY_LOGIT=MOST_SORTED,
-        BLOCK=_BLOCK, num_warps=8,
+        BLOCK=_BLOCK, **OPTIONS, num_warps=8,
     )  # fmt: skip
     return ids, good

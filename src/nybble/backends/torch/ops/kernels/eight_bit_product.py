@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from nybble.backends.torch.flash.numbers import INTERPRETED, dot, narrow
+from nybble.backends.torch.flash.numbers import INTERPRETED, OPTIONS, dot, narrow
 from nybble.backends.torch.ops.kernels.quantise import RUN, quantise_rows
 from nybble.backends.torch.ops.kernels.tiles import Tile, add_parts
 from nybble.backends.torch.ops.kernels.tuning import choose_tile
@@ -76,7 +76,8 @@ def product8(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, thresho
         product8_kernel[(triton.cdiv(n, tile.rows), triton.cdiv(m, tile.tokens), tile.splits)](
             codes, a_scale, marks, x, weight, scale, out, m, n, x.shape[1], runs, x.stride(0), threshold,
             IS_INT=weight.dtype == torch.int8, HAS_OUTLIERS=threshold > 0, BY_RUN=len(scale) > 1, RUN=RUN,
-            BLOCK_M=tile.tokens, BLOCK_N=tile.rows, SPLITS=tile.splits, num_warps=tile.warps, num_stages=tile.stages,
+            BLOCK_M=tile.tokens, BLOCK_N=tile.rows, SPLITS=tile.splits, num_warps=tile.warps,
+            num_stages=tile.stages, **OPTIONS,
         )  # fmt: skip
         return add_parts(out, x.dtype)
 

@@ -14,13 +14,15 @@ import torch
 import triton
 import triton.language as tl
 
-from nybble.backends.torch.flash.numbers import dot, narrow
+from nybble.backends.torch.flash.numbers import OPTIONS, dot, narrow
 from nybble.backends.torch.ops.kernels.decode import code_of, decode
 from nybble.backends.torch.ops.kernels.tiles import Tile, add_parts, few_tokens
 from nybble.backends.torch.ops.kernels.tuning import choose_tile
 
 if TYPE_CHECKING:
     from nybble.backends.torch.ops.low_bit.coded import Codes
+
+_SHARED_BYTES = 192 << 10  # of the 227 KB that a multiprocessor of a Hopper GPU has for one program
 
 
 @triton.jit
@@ -95,9 +97,18 @@ def run_product(x: torch.Tensor, codes: Codes, tile: Tile) -> torch.Tensor:
         x, codes.low, _or(codes.high, spare), codes.scale, _or(codes.zero, spare), _or(codes.minimum, codes.scale),
         _or(codes.packed, spare), _or(codes.table, codes.scale), out, m, n, x.shape[1], chunks, len(codes.scale),
         codes.middle, x.stride(0), **_constants(codes), BLOCK_M=tile.tokens, BLOCK_N=tile.rows, SPLITS=tile.splits,
-        SCALE_AFTER=few_tokens(tile) and codes.meaning != "q6", num_warps=tile.warps, num_stages=tile.stages,
+        SCALE_AFTER=few_tokens(tile) and codes.meaning != "q6", **OPTIONS, num_warps=tile.warps,
+        num_stages=_stages(codes, tile, x),
     )  # fmt: skip
     return add_parts(out, x.dtype)
+
+
+def _stages(codes: Codes, tile: Tile, x: torch.Tensor) -> int:
+    """As many chunks on their way as the tile says, or as fit the shared memory beside the rest."""
+    layout = codes.layout
+    codes_bytes = tile.rows * layout.run * (layout.lows + (layout.high_bits > 0))
+    chunk_bytes = tile.tokens * layout.chunk * x.element_size() + codes_bytes
+    return max(1, min(tile.stages, _SHARED_BYTES // chunk_bytes))
 
 
 def _constants(codes: Codes) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from nybble.backends.torch.flash.numbers import narrow
+from nybble.backends.torch.flash.numbers import OPTIONS, narrow
 
 
 @triton.jit
@@ -35,5 +35,5 @@ def merge_splits(parts: torch.Tensor, lse: torch.Tensor, out: torch.Tensor, cu_s
     sequences, heads, splits, width = parts.shape
     merge_kernel[(sequences, heads)](
         parts, lse, out, cu_seqlens_q, heads, splits, WIDTH=width, BLOCK_WIDTH=triton.next_power_of_2(width),
-        BLOCK=triton.next_power_of_2(splits), num_warps=4,
+        BLOCK=triton.next_power_of_2(splits), **OPTIONS, num_warps=4,
     )  # fmt: skip

@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from nybble.backends.torch.flash.numbers import narrow
+from nybble.backends.torch.flash.numbers import OPTIONS, narrow
 from nybble.core.errors import ConfigError
 
 WIDEST = 32768
@@ -48,7 +48,7 @@ def rms_norm(
         norm_kernel[(len(flat),)](
             flat, flat if added is None else added, weight, out, total, flat.stride(0),
             0 if added is None else added.stride(0), width, eps, ADDS=residual is not None, BLOCK=block,
-            num_warps=min(max(block // 512, 1), 16),
+            **OPTIONS, num_warps=min(max(block // 512, 1), 16),
         )  # fmt: skip
     return out, total
 

@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from nybble.backends.torch.flash.numbers import interpreted, narrow
+from nybble.backends.torch.flash.numbers import OPTIONS, interpreted, narrow
 from nybble.backends.torch.ops.cache_types import QUANTISED_LIMITS
 from nybble.backends.torch.ops.kernels.merge import merge_splits
 from nybble.backends.torch.ops.kernels.paged_walk import walk
@@ -201,7 +201,7 @@ def _launch(
         call.q.shape[1], call.k_cache.shape[2], splits, call.sm_scale, call.softcap or 1.0, call.window or 0,
         GROUP=group, WIDTH=width, BLOCK_WIDTH=max(triton.next_power_of_2(width), 16), BLOCK_Q=block_q, BLOCK_M=block_m,
         BLOCK_N=block_n, BLOCK_SIZE=call.k_cache.shape[1], SPLITS_KEYS=splits > 0, HAS_WINDOW=call.window is not None,
-        HAS_CAP=call.softcap is not None, QUANTISED=call.k_cache.dtype in QUANTISED_LIMITS, num_warps=warps,
+        HAS_CAP=call.softcap is not None, QUANTISED=call.k_cache.dtype in QUANTISED_LIMITS, **OPTIONS, num_warps=warps,
         num_stages=stages,
     )  # fmt: skip
 

@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from nybble.backends.torch.flash.numbers import narrow, nearest
+from nybble.backends.torch.flash.numbers import OPTIONS, narrow, nearest
 
 RUN = 128  # inputs of a mark, and of a step of the product
 
@@ -52,6 +52,6 @@ def quantise_rows(
     limit, is_int = (127.0, True) if dtype == torch.int8 else (448.0, False)
     quantise_kernel[(len(x),)](
         x, codes, scale, marks, x.stride(0), x.shape[1], runs, threshold, LIMIT=limit, IS_INT=is_int,
-        HAS_THRESHOLD=threshold > 0, RUN=RUN, BLOCK_RUNS=triton.next_power_of_2(runs), num_warps=8,
+        HAS_THRESHOLD=threshold > 0, RUN=RUN, BLOCK_RUNS=triton.next_power_of_2(runs), **OPTIONS, num_warps=8,
     )  # fmt: skip
     return codes, scale, marks

@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from nybble.backends.torch.flash.numbers import narrow
+from nybble.backends.torch.flash.numbers import OPTIONS, narrow
 from nybble.backends.torch.ops.kernels.store import by_head, cache_constants, put_row
 
 
@@ -95,6 +95,6 @@ def rope_store_kv(
             k if k_norm is None else k_norm, k_cache, v_cache, k_cache if k_scale is None else k_scale,
             v_cache if v_scale is None else v_scale, slot_mapping, q.stride(0), q.stride(1), k.stride(0), k.stride(1),
             v.stride(0), v.stride(1), q.shape[1], k.shape[1], eps, ROTARY=rotary_dim, INTERLEAVED=interleaved,
-            NORMS=q_norm is not None, **cache_constants(k_cache), num_warps=1,
+            NORMS=q_norm is not None, **cache_constants(k_cache), **OPTIONS, num_warps=1,
         )  # fmt: skip
     return out

@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from nybble.backends.torch.flash.numbers import narrow, nearest
+from nybble.backends.torch.flash.numbers import OPTIONS, narrow, nearest
 from nybble.backends.torch.ops.cache_types import QUANTISED_LIMITS
 
 
@@ -64,7 +64,7 @@ def store_kv(
         store_kernel[(len(k), k.shape[1], 2)](
             k, v, k_cache, v_cache, k_cache if k_scale is None else k_scale, v_cache if v_scale is None else v_scale,
             slot_mapping, k.stride(0), k.stride(1), v.stride(0), v.stride(1), k.shape[1], **cache_constants(k_cache),
-            num_warps=1,
+            **OPTIONS, num_warps=1,
         )  # fmt: skip
 
 
