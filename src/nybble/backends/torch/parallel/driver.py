@@ -193,16 +193,10 @@ class Team:
         return BackendError(self._broken)
 
 
-def start_team(
-    path: Path,
-    options: DeviceOptions,
-    device: torch.device,
-    *,
-    context: int,
-    kv_cache_type: str,
-    threads: int,
-) -> Team:
+def start_team(path: Path, options: DeviceOptions, device: torch.device, **settings: object) -> Team:
     """Start the other ranks, which begin to read their parts of the model at `path`.
+
+    settings: context, kv_cache_type and threads, for `worker`.
 
     Raises:
         ConfigError: there are not enough GPUs.
@@ -215,20 +209,18 @@ def start_team(
             "that, or quantise the model"
         )
     descriptor, port = listen()
-    settings: dict[str, object] = {
+    settings |= {
         "path": str(path.absolute()),
         "options": asdict(options),
         "device": device.type,
-        "context": context,
-        "kv_cache_type": kv_cache_type,
-        "threads": max(threads // size, 1),
         "port": port,
         "step_seconds": STEP_SECONDS,
         "start_seconds": START_SECONDS,
     }
     workers: list[_Worker] = []
     try:
-        workers += [_Worker(rank, {**settings, "rank": rank}) for rank in range(1, size)]
+        for rank in range(1, size):
+            workers.append(_Worker(rank, {**settings, "rank": rank}))
         store = open_store(port, descriptor=descriptor, seconds=START_SECONDS)
         _wait_for_arrivals(store, workers)
         return Team(workers, Ranks(store, 0, size, device, seconds=STEP_SECONDS))

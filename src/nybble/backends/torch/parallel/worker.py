@@ -67,7 +67,7 @@ def _load(settings: dict[str, Any]) -> tuple[Ranks, Rank]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     else:
-        torch.set_num_threads(settings["threads"])
+        torch.set_num_threads(max(settings["threads"] // options.tensor_parallel_size, 1))
     store = open_store(settings["port"], descriptor=None, seconds=settings["start_seconds"])
     store.set(f"rank {number}", "here")
     group = Ranks(store, number, options.tensor_parallel_size, device, seconds=settings["step_seconds"])

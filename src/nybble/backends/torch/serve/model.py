@@ -76,13 +76,12 @@ class TorchModel:
         """
         place = torch_device(device)
         count = chosen_threads(threads)
-        if place.type == "cpu" and threads is not None:
-            torch.set_num_threads(count)
-        team = None
-        if options.tensor_parallel_size > 1:
-            team = start_team(
-                checkpoint.path, options, place, context=context, kv_cache_type=kv_cache_type, threads=count
-            )
+        size, team = options.tensor_parallel_size, None
+        if place.type == "cpu" and (threads is not None or size > 1):
+            torch.set_num_threads(max(count // size, 1))
+        if size > 1:
+            asked = {"context": context, "kv_cache_type": kv_cache_type, "threads": count}
+            team = start_team(checkpoint.path, options, place, **asked)
         try:
             rank, setup = load_rank(
                 checkpoint,

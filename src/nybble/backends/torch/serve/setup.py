@@ -17,6 +17,7 @@ from nybble.backends.torch.serve.decoder import Decoder
 from nybble.backends.torch.serve.inputs import BLOCK_SIZE
 from nybble.backends.torch.serve.memory import free_bytes
 from nybble.backends.torch.serve.rank import Rank
+from nybble.backends.torch.serve.weights import is_float
 from nybble.checkpoint import Checkpoint, Tensor
 from nybble.core.errors import ConfigError
 from nybble.core.spec import ModelSpec
@@ -25,7 +26,6 @@ _DTYPES = {
     "bfloat16": torch.bfloat16, "float16": torch.float16, "half": torch.float16, "float32": torch.float32,
     "float": torch.float32,
 }  # fmt: skip
-_FLOATS = ("F32", "F16", "BF16")
 _CPU = torch.device("cpu")
 # Of a GPU, beside weights and cache: the library's own buffers and the activations of a step.
 _WORKING_BYTES = 1 << 30
@@ -74,8 +74,7 @@ def weight_bytes(tensors: Mapping[str, Tensor], dtype: torch.dtype, prefix: str 
     total = 0
     for name, tensor in tensors.items():
         if name.startswith(prefix):
-            as_floats = tensor.packed is None and tensor.format.name in _FLOATS
-            total += prod(tensor.shape) * dtype.itemsize if as_floats else len(tensor.data)
+            total += prod(tensor.shape) * dtype.itemsize if is_float(tensor) else len(tensor.data)
     return total
 
 
@@ -86,6 +85,33 @@ def place_layers(layer_bytes: Sequence[int], budget: int) -> int:
         if budget < 0:
             return count
     return len(layer_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Bytes on a GPU. ends: of the embedding, the head and the last norm; layers, caches: of each layer."""
+
+    ends: int
+    layers: list[int]
+    caches: list[int]
+
+    @property
+    def total(self) -> int:
+        return self.ends + sum(self.layers) + sum(self.caches)
+
+
+def model_sizes(
+    spec: ModelSpec, tensors: Mapping[str, Tensor], dtype: torch.dtype, kind: torch.dtype, context: int
+) -> Sizes:
+    """What weights, and keys and values of one sequence as long as the context, will take."""
+    blocks = -(-context // BLOCK_SIZE)
+    caches = [blocks * layer_block_bytes(layer, kind) for layer in spec.layers]
+    layers = [weight_bytes(tensors, dtype, f"layers.{i}.") for i in range(len(spec.layers))]
+    ends = weight_bytes(tensors, dtype) - sum(layers)
+    embed = tensors["embed"]
+    if not is_float(embed):  # its rows are decoded; a tied head has the codes
+        ends += prod(embed.shape) * dtype.itemsize - (0 if spec.tied_head else len(embed.data))
+    return Sizes(ends, layers, caches)
 
 
 def make_setup(
@@ -107,31 +133,27 @@ def make_setup(
     dtype = chosen_dtype(options.dtype, device)
     kind = cache_kind(kv_cache_type, dtype)
     graphs = device.type == "cuda" and not options.enforce_eager and options.tensor_parallel_size == 1
-    everything = (device,) * len(spec.layers)
+    everything = Setup(device, (device,) * len(spec.layers), dtype, kind, graphs)
     if free_bytes is None:
-        return Setup(device, everything, dtype, kind, graphs)
-    budget = int(free_bytes * (options.gpu_memory_utilization or DEFAULT_UTILISATION)) - min(
-        _WORKING_BYTES, free_bytes // 8
-    )
-    blocks = -(-context // BLOCK_SIZE)
-    cache = [blocks * layer_block_bytes(layer, kind) for layer in spec.layers]
-    layers = [weight_bytes(tensors, dtype, f"layers.{i}.") for i in range(len(spec.layers))]
-    ends = weight_bytes(tensors, dtype) - sum(layers)
-    needed = ends + sum(layers) + sum(cache)
-    if needed <= budget:
-        return Setup(device, everything, dtype, kind, graphs)
+        return everything
+    share = options.gpu_memory_utilization or DEFAULT_UTILISATION
+    budget = max(int(free_bytes * share) - min(_WORKING_BYTES, free_bytes // 8), 0)
+    sizes = model_sizes(spec, tensors, dtype, kind, context)
+    if sizes.total <= budget:
+        return everything
+    can_be_used = f"{budget / 1e9:.2f} GB of {device} can be used ({free_bytes / 1e9:.2f} GB are free)"
     if options.device_map is None:
         raise ConfigError(
-            f"the weights take {(ends + sum(layers)) / 1e9:.2f} GB and the cache of {context} tokens "
-            f"{sum(cache) / 1e9:.2f} GB, and {max(budget, 0) / 1e9:.2f} GB of {device} can be used "
-            f"({free_bytes / 1e9:.2f} GB are free): lower max_model_len, quantise the model, set device_map to 'auto' "
-            "(layers that do not fit run on the CPU) or tensor_parallel_size to more GPUs"
+            f"the weights take {(sizes.ends + sum(sizes.layers)) / 1e9:.2f} GB and the cache of {context} tokens "
+            f"{sum(sizes.caches) / 1e9:.2f} GB, and {can_be_used}: lower max_model_len, quantise the model, set "
+            "device_map to 'auto' (layers that do not fit run on the CPU) or tensor_parallel_size to more GPUs"
         )
-    count = place_layers([a + b for a, b in zip(layers, cache, strict=True)], budget - ends)
+    both = [a + b for a, b in zip(sizes.layers, sizes.caches, strict=True)]
+    count = place_layers(both, budget - sizes.ends)
     if count == 0:
         raise ConfigError(
-            f"the embedding and the head take {ends / 1e9:.2f} GB and a layer {(layers[0] + cache[0]) / 1e9:.2f} GB, "
-            f"and {max(budget, 0) / 1e9:.2f} GB of {device} can be used: run the model with device 'cpu'"
+            f"the embedding and the head take {sizes.ends / 1e9:.2f} GB and a layer {both[0] / 1e9:.2f} GB, and "
+            f"{can_be_used}: run the model with device 'cpu'"
         )
     devices = (device,) * count + (beside,) * (len(spec.layers) - count)
     return Setup(device, devices, dtype, kind, graphs=False)
