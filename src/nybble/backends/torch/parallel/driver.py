@@ -30,6 +30,7 @@ from nybble.core.errors import BackendError, CheckpointError, ConfigError, Nybbl
 START_SECONDS = 600.0  # that a rank may take to read its weights
 STEP_SECONDS = 120.0  # that it may take for its part of a step
 _END_SECONDS = 5.0
+_DEATH_SECONDS = 3.0  # until a process that failed is gone
 _LAST_WORDS = 20  # lines of what a rank said on standard error
 _WORKER = "nybble.backends.torch.parallel.worker"
 _ERRORS = {"ConfigError": ConfigError, "CheckpointError": CheckpointError}
@@ -89,6 +90,8 @@ class _Worker:
 
     def epitaph(self) -> str:
         """Why it is gone, as far as that is known."""
+        for thread in self._threads:  # until all that it said has been read
+            thread.join(1.0)
         if "error" in self.reply:
             return self.reply["message"]
         code = self.process.poll()
@@ -157,7 +160,9 @@ class Team:
         except BackendError:
             raise
         except Exception as error:
-            time.sleep(0.2)  # until the system has told that a process ended
+            deadline = time.monotonic() + _DEATH_SECONDS
+            while not any(worker.ended for worker in self._workers) and time.monotonic() < deadline:
+                time.sleep(0.02)
             self._check()
             broken = self._break(f"the ranks of the model lost each other ({_first_line(error)})")
             if isinstance(error, NybbleError):
@@ -181,7 +186,6 @@ class Team:
     def _check(self) -> None:
         for worker in self._workers:
             if worker.ended and self._broken is None:
-                worker.ready.wait(1.0)
                 raise self._break(f"rank {worker.rank} of the model is gone, {worker.epitaph()}")
         if self._broken is not None:
             raise BackendError(self._broken)
