@@ -114,7 +114,7 @@ def test_after_kill_9_the_curve_is_that_of_an_unbroken_run(
     run = json.loads((tmp_path / "b.partial" / "run.json").read_text())
     run["training"]["steps"] = step + 4  # a shorter run, so that the test is
     (tmp_path / "b.partial" / "run.json").write_text(json.dumps(run))
-    position = next((tmp_path / "b.partial").glob("step-*.json"))
+    position = sorted((tmp_path / "b.partial").glob("step-*.json"))[-1]
     position.write_text(json.dumps({**json.loads(position.read_text()), "total": step + 4}))
     before = read_log(tmp_path / "b.partial" / "train.jsonl")[:step]
     resumed = distil(student, tmp_path / "b", llama, text, **fields, resume=True)
