@@ -18,11 +18,11 @@ from nybble.backends.torch.ops.kernels.tuning import choose_tile
 
 @triton.jit
 def product8_kernel(
-    a_ptr, a_scale, marks_ptr, x_ptr, w_ptr, w_scale, out_ptr, m, n, k, runs, stride_x, threshold,
+    a_ptr, a_scale, marks_ptr, x_ptr, w_ptr, w_scale, out_ptr, m, n, k, runs, stride_x, splits, threshold,
     IS_INT: tl.constexpr, HAS_OUTLIERS: tl.constexpr, BY_RUN: tl.constexpr, RUN: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, SPLITS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """out [m, n], or float32 parts [SPLITS, m, n]. w: [n, runs * RUN]; its scales [1 or runs, n]."""
+    """out [m, n], or float32 parts [splits, m, n]. w: [n, runs * RUN]; its scales [1 or runs, n]."""
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     tokens = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     split = tl.program_id(2)
@@ -34,7 +34,7 @@ def product8_kernel(
     kind: tl.constexpr = tl.int32 if IS_INT else tl.float32
     acc = tl.zeros([BLOCK_M, BLOCK_N], kind)
     floats = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    each = tl.cdiv(runs, SPLITS)
+    each = tl.cdiv(runs, splits)
     for run in range(split * each, tl.minimum(split * each + each, runs)):
         w = tl.load(w_row + run * RUN, mask=inside[:, None], other=0.0)
         a = tl.load(a_row + run * RUN, mask=real[:, None], other=0.0)
@@ -74,9 +74,9 @@ def product8(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, thresho
         m, n, runs = len(x), len(weight), codes.shape[1] // RUN
         out = torch.empty((tile.splits, m, n), dtype=x.dtype if tile.splits == 1 else torch.float32, device=x.device)
         product8_kernel[(triton.cdiv(n, tile.rows), triton.cdiv(m, tile.tokens), tile.splits)](
-            codes, a_scale, marks, x, weight, scale, out, m, n, x.shape[1], runs, x.stride(0), threshold,
+            codes, a_scale, marks, x, weight, scale, out, m, n, x.shape[1], runs, x.stride(0), tile.splits, threshold,
             IS_INT=weight.dtype == torch.int8, HAS_OUTLIERS=threshold > 0, BY_RUN=len(scale) > 1, RUN=RUN,
-            BLOCK_M=tile.tokens, BLOCK_N=tile.rows, SPLITS=tile.splits, num_warps=tile.warps,
+            BLOCK_M=tile.tokens, BLOCK_N=tile.rows, num_warps=tile.warps,
             num_stages=tile.stages, **OPTIONS,
         )  # fmt: skip
         return add_parts(out, x.dtype)

@@ -28,12 +28,12 @@ _SHARED_BYTES = 192 << 10  # of the 227 KB that a multiprocessor of a Hopper GPU
 @triton.jit
 def product_kernel(
     x_ptr, low_ptr, high_ptr, scale_ptr, zero_ptr, minimum_ptr, packed_ptr, table_ptr, out_ptr,
-    m, n, k, chunks, groups, middle, stride_x,
+    m, n, k, chunks, groups, middle, stride_x, splits,
     MEANING: tl.constexpr, LOW_BITS: tl.constexpr, HIGH_BITS: tl.constexpr, LOWS: tl.constexpr, RUN: tl.constexpr,
     GROUP: tl.constexpr, HAS_ZERO: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    SPLITS: tl.constexpr, SCALE_AFTER: tl.constexpr,
+    SCALE_AFTER: tl.constexpr,
 ):  # fmt: skip
-    """out [m, n], or float32 parts [SPLITS, m, n]."""
+    """out [m, n], or float32 parts [splits, m, n]."""
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     tokens = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     split = tl.program_id(2)
@@ -44,7 +44,7 @@ def product_kernel(
     high_row = high_ptr + rows.to(tl.int64)[:, None] * (chunks * RUN) + across[None, :]
     x_row = x_ptr + tokens.to(tl.int64)[:, None] * stride_x + across[None, :]
     acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-    each = tl.cdiv(chunks, SPLITS)
+    each = tl.cdiv(chunks, splits)
     for chunk in range(split * each, tl.minimum(split * each + each, chunks)):
         high = tl.zeros([1, 1], tl.uint8)
         if HIGH_BITS > 0:
@@ -96,7 +96,7 @@ def run_product(x: torch.Tensor, codes: Codes, tile: Tile) -> torch.Tensor:
     product_kernel[grid](
         x, codes.low, _or(codes.high, spare), codes.scale, _or(codes.zero, spare), _or(codes.minimum, codes.scale),
         _or(codes.packed, spare), _or(codes.table, codes.scale), out, m, n, x.shape[1], chunks, len(codes.scale),
-        codes.middle, x.stride(0), **_constants(codes), BLOCK_M=tile.tokens, BLOCK_N=tile.rows, SPLITS=tile.splits,
+        codes.middle, x.stride(0), tile.splits, **_constants(codes), BLOCK_M=tile.tokens, BLOCK_N=tile.rows,
         SCALE_AFTER=few_tokens(tile) and codes.meaning != "q6", **OPTIONS, num_warps=tile.warps,
         num_stages=_stages(codes, tile, x),
     )  # fmt: skip

@@ -35,7 +35,7 @@ def candidates(m: int, n: int, k: int, processors: int) -> list[Tile]:
     """Tiles to try for y [m, n] over k inputs, the safest guess first."""
     size = bucket(m)
     if size == 16:
-        shapes = [(16, 64, 4, 4), (16, 64, 4, 3), (16, 128, 8, 3), (16, 32, 4, 4)]
+        shapes = [(16, 64, 4, 4), (16, 64, 4, 6), (16, 128, 8, 4), (16, 32, 4, 4)]
     elif size == 64:
         shapes = [(64, 64, 4, 3), (64, 128, 8, 3), (32, 64, 4, 4)]
     else:
