@@ -18,6 +18,8 @@ if TYPE_CHECKING:
         RoundToNearestConfig,
         quantize,
     )
+    from nybble.compress.distil.loss import distillation_loss
+    from nybble.compress.prune.api import prune_model
     from nybble.core.lora import LoRARequest
     from nybble.core.sampling import SamplingParams, StructuredOutputsParams
     from nybble.engine.async_engine import AsyncEngine
@@ -41,6 +43,8 @@ __all__ = [
     "RoundToNearestConfig",
     "SamplingParams",
     "StructuredOutputsParams",
+    "distillation_loss",
+    "prune_model",
     "quantize",
 ]
 
@@ -49,6 +53,8 @@ _HOMES = {
         ("quantize", "GPTQConfig", "AWQConfig", "BitsAndBytesConfig", "RoundToNearestConfig", "GGUFConfig"),
         "nybble.compress.api",
     ),
+    "distillation_loss": "nybble.compress.distil.loss",
+    "prune_model": "nybble.compress.prune.api",
     "LLM": "nybble.llm",
     "AsyncEngine": "nybble.engine.async_engine",
     "BeamSearchParams": "nybble.engine.beam_search",
