@@ -37,7 +37,7 @@ class _Packed:
         y = self.linear(x)
         if self.bias is not None:
             y = y + self.bias
-        parts = torch.split(y, self.widths, dim=-1)
+        parts = torch.split(y, list(self.widths), dim=-1)
         if adapters is not None:
             for name, part in zip(self.names, parts, strict=True):
                 adapters.add(name, x, part)
