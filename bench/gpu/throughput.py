@@ -66,7 +66,9 @@ def run_nybble(shape: str, lengths: Lengths, max_num_seqs: int) -> dict[str, Any
         max_num_batched_tokens=tokens,
         prefill_beside_decode=tokens,
     )
-    _serve(core, lengths[: max(len(lengths) // 8, 1)], seed=1)  # kernels are compiled and tuned, graphs recorded
+    # Kernels are compiled and tuned, and graphs of all sizes recorded: the batch shrinks one by one.
+    _serve(core, [(8, 2 + place) for place in range(min(max_num_seqs, len(lengths)))], seed=1)
+    _serve(core, lengths[: max(len(lengths) // 16, 1)], seed=3)
     seconds, waste = _serve(core, lengths, seed=2)
     answered = sum(out for _, out in lengths)
     core.check_integrity()
