@@ -30,7 +30,7 @@ def served() -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def client(served: Served) -> InferenceClient:
-    return InferenceClient(model=served.url, token=False)
+    return InferenceClient(model=served.url, token="unused")
 
 
 def generate(served: Served, inputs: str = "Say", path: str = "/generate", **parameters: Any) -> httpx.Response:
@@ -100,7 +100,7 @@ def test_the_client_reads_our_errors(served: Served, client: InferenceClient) ->
         thread.start()
         wait_for(lambda: full.app.state.server.admission.num_requests == 1)
         with pytest.raises(OverloadedError, match="try again in"):
-            InferenceClient(model=full.url, token=False).text_generation("Say")
+            InferenceClient(model=full.url, token="unused").text_generation("Say")
         refused = generate(full)
         assert refused.status_code == 429 and int(refused.headers["retry-after"]) >= 1
         full.model.gate.set()
@@ -185,7 +185,7 @@ def test_what_makes_an_answer_random() -> None:
         ({"stop": "x" * 3}, "stop"),
         ({"stop": ["x" * 300]}, "stop"),
         ({"adapter_id": ""}, "adapter_id"),
-        ({"adapter_id": "none-such"}, "none-such"),
+        ({"adapter_id": "none-such"}, None),
         ({"grammar": {"type": "xml", "value": "x"}}, "grammar"),
         ({"grammar": {"type": "json", "value": "{"}}, "grammar"),
         ({"grammar": {"type": "json", "value": [1]}}, "grammar"),
@@ -277,7 +277,7 @@ _JSON = st.recursive(
 )
 
 
-@settings(max_examples=150, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     inputs=st.text(max_size=20) | _JSON,
     parameters=st.dictionaries(st.sampled_from(sorted(Parameters.model_fields)), _JSON, max_size=4) | _JSON,

@@ -11,9 +11,13 @@ import sys
 import time
 from pathlib import Path
 
+from fake_hub import FakeHub
 from models_on_disk import gguf
+from test_hub import CONTENT, hub_server
 
 from nybble.store import Library
+
+__all__ = ["hub_server"]
 
 # Everything that writes, over and over, until someone kills it.
 WORK = """
@@ -78,3 +82,67 @@ def test_many_processes_at_once(library: Library, tmp_path: Path) -> None:
     assert (tmp_path / "model.gguf").read_bytes() == b"GGUFweights"
     found = hashlib.sha256(library.get("small").path.read_bytes()).hexdigest()
     assert library.get("small").path.name == f"sha256-{found}"
+
+
+# Pulls, makes and removes the same names as others do, over and over.
+PULL = """
+import itertools, sys
+from pathlib import Path
+from nybble.core.errors import ModelNotFoundError, StoreError
+from nybble.store import Library
+import huggingface_hub.file_download
+library, quiet, most = Library(), lambda message: None, int(sys.argv[1])
+name = "hf.co/org/Tiny-GGUF"
+print("ready", flush=True)
+for n in itertools.count():
+    steps = [
+        lambda: library.pull(name, quiet),
+        lambda: library.create("mine", f"FROM {name}", base_folder=Path("/"), progress=quiet),
+        lambda: library.copy("mine", "copied"),
+        lambda: library.remove(name),
+        lambda: library.remove("mine"),
+        lambda: library.remove("copied"),
+    ]
+    for step in steps[:1] if n + 1 == most else steps:
+        try:
+            step()
+        except (ModelNotFoundError, StoreError) as error:
+            told = str(error)
+            assert "removing the files" in told or isinstance(error, ModelNotFoundError), told
+    if n + 1 == most:
+        break
+"""
+
+
+def start_pulling(count: int) -> subprocess.Popen[str]:
+    process = subprocess.Popen([sys.executable, "-c", PULL, str(count)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def test_a_store_verifies_whenever_a_pull_is_killed(library: Library, hub_server: FakeHub) -> None:
+    for delay in random.Random(2).choices(range(5, 150), k=6):
+        process = start_pulling(-1)
+        time.sleep(delay / 1000)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert library.verify() == []
+        for model in library.list():
+            assert library.get(str(model.name)).path.read_bytes() == CONTENT
+    library.pull("hf.co/org/Tiny-GGUF", lambda progress: None)
+    assert library.get("hf.co/org/Tiny-GGUF").path.read_bytes() == CONTENT
+
+
+def test_two_processes_pull_make_and_remove_the_same_names(library: Library, hub_server: FakeHub) -> None:
+    processes = [start_pulling(6) for _ in range(2)]
+    for process in processes:
+        process.communicate(timeout=120)
+        assert process.returncode == 0
+    assert library.verify() == []
+    library.pull("hf.co/org/Tiny-GGUF", lambda progress: None)
+    assert library.get("hf.co/org/Tiny-GGUF").path.read_bytes() == CONTENT
+    library.collect(keep_seconds=-1)
+    used = {model.path.name for model in library.list()}
+    assert {digest.replace(":", "-") for digest in library.blobs.digests()} == used
+    assert os.listdir(library.root / "partial") == []
