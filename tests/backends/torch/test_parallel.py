@@ -15,6 +15,7 @@ import pytest
 pytest.importorskip("torch")
 
 from backends.torch.serving import Folders, in_torch, run_some
+from loras import make_lora
 from models import to_gguf
 from nybble import LLM, SamplingParams
 from nybble.backends.torch.parallel import driver
@@ -47,8 +48,9 @@ def ends(pid: int, seconds: float = 20.0) -> bool:
     return not is_running(pid)
 
 
-def test_greedy_tokens_and_scores_of_two_processes(folders: Folders) -> None:
-    folder = folders("llama")
+def test_greedy_tokens_and_scores_of_two_processes(folders: Folders, tmp_path: Path) -> None:
+    """gemma3 has one key head, which both ranks keep."""
+    folder = folders("gemma3")
     one, two = (
         LLM(folder, device="torch-cpu", tensor_parallel_size=size, max_model_len=64, kv_cache_memory="8MiB", threads=2)
         for size in (1, 2)
@@ -62,26 +64,15 @@ def test_greedy_tokens_and_scores_of_two_processes(folders: Folders) -> None:
         s.token_ids for s in two.generate(PROMPTS[3], sampled)[0].outputs
     ]
     with pytest.raises(ConfigError, match="adapters need tensor_parallel_size 1"):
-        two._core.load_adapter(make_lora_beside(folder))
+        two._core.load_adapter(make_lora(folder, tmp_path / "lora"))
     two._loaded.model.close()  # type: ignore[attr-defined]
     assert all(ends(pid) for pid in worker_ids(two._loaded.model))  # type: ignore[arg-type]
 
 
-def make_lora_beside(folder: Path) -> Path:
-    from loras import make_lora
-
-    return make_lora(folder, folder.parent / "lora")
-
-
-@pytest.mark.parametrize(("family", "quant"), [("gemma3", None), ("phi3", "Q8_0")])
-def test_heads_that_are_shared_and_blocks_of_codes(
-    family: str, quant: str | None, folders: Folders, tmp_path: Path
-) -> None:
-    """gemma3 has one key head, which both ranks keep; phi3's file has q, k and v in one matrix."""
-    source = folders(family)
-    if quant is not None:
-        pytest.importorskip("gguf")
-        source = to_gguf(source, tmp_path / "model.gguf", quant)
+def test_codes_of_a_file(folders: Folders, tmp_path: Path) -> None:
+    """Codes are cut without decoding them; phi3 has q, k and v in one matrix."""
+    pytest.importorskip("gguf")
+    source = to_gguf(folders("phi3"), tmp_path / "model.gguf", "Q8_0")
     two = in_torch(source, tensor_parallel_size=2)
     try:
         for found, wanted in zip(run_some(two, 250), run_some(in_torch(source), 250), strict=True):
@@ -98,10 +89,8 @@ def test_a_rank_that_dies(folders: Folders) -> None:
     (pid,) = worker_ids(model)  # type: ignore[arg-type]
     os.kill(pid, signal.SIGSTOP)  # rank 0 waits in the middle of a step
     killer = subprocess.Popen([sys.executable, "-c", f"import os, time; time.sleep(0.5); os.kill({pid}, 9)"])
-    begin = time.monotonic()
     output = llm.generate(PROMPTS[0], GREEDY)[0]
     killer.wait()
-    assert time.monotonic() - begin < 20
     assert output.outputs[0].finish_reason == "error"
     assert "rank 1 of the model is gone, it was killed by signal 9; the model cannot go on" in (output.error or "")
     assert "rank 1 of the model is gone" in (llm.generate(PROMPTS[1], GREEDY)[0].error or "")
