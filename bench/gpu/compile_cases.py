@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
+from random_codes import MATRICES
 
 from nybble.backends.torch.flash import flash_attention
 from nybble.backends.torch.ops import kernels
 from nybble.backends.torch.ops.kernels.float_product import run_product
 from nybble.backends.torch.ops.kernels.tiles import candidates
-from nybble.backends.torch.ops.low_bit.coded import Codes, Meaning
-from nybble.backends.torch.ops.low_bit.planes import Layout
+from nybble.backends.torch.ops.low_bit.coded import Codes
 from nybble.backends.torch.ops.sampling.columns import Columns
 
 HEADS, KV_HEADS, WIDTH, HIDDEN, FFN = 32, 8, 128, 4096, 14336
@@ -61,37 +62,8 @@ def _gated() -> None:
     kernels.gated_activation(gate, gate, "gelu_tanh")
 
 
-def _matrix(meaning: Meaning, bits: int, run: int, group: int, n: int = HIDDEN, k: int = HIDDEN) -> Codes:
-    """Without values."""
-    layout = Layout(bits, run)
-    low = torch.empty(n, k * layout.low_bits // 8, dtype=torch.uint8)
-    high = torch.empty(n, k * layout.high_bits // 8, dtype=torch.uint8) if layout.high_bits else None
-    blocks = torch.empty(k // 256, n, dtype=torch.float16)
-    if meaning == "k":
-        packed = torch.empty(k // 256, 12, n, dtype=torch.uint8)
-        return Codes(meaning, layout, group, low, high, blocks, minimum=blocks, packed=packed)
-    if meaning == "q6":
-        return Codes(meaning, layout, group, low, high, blocks, packed=torch.empty(k // 16, n, dtype=torch.int8))
-    scale = torch.empty(k // group, n, dtype=torch.float16)
-    zero = torch.empty(k // group, n, dtype=torch.uint8) if meaning == "int" and bits < 8 else None
-    return Codes(meaning, layout, group, low, high, scale, zero, middle=128, table=torch.empty(16))
-
-
-MATRICES: dict[str, Callable[[], Codes]] = {
-    "W4A16 g128": lambda: _matrix("int", 4, 128, 128),
-    "W2A16 g64": lambda: _matrix("int", 2, 64, 64),
-    "W3A16 g128": lambda: _matrix("int", 3, 32, 128),
-    "W8A16 g128": lambda: _matrix("int", 8, 128, 128),
-    "Q4_0": lambda: _matrix("int", 4, 32, 32),
-    "Q4_K": lambda: _matrix("k", 4, 32, 32),
-    "Q5_K": lambda: _matrix("k", 5, 32, 32),
-    "Q6_K": lambda: _matrix("q6", 6, 32, 16),
-    "NF4": lambda: _matrix("table", 4, 64, 64),
-    "FP8": lambda: _matrix("e4m3", 8, 128, HIDDEN),
-}
-
-
-def _product(codes: Codes, tokens: int) -> None:
+def _product(make: Callable[[int, int, str], Codes], tokens: int) -> None:
+    codes = make(HIDDEN, HIDDEN, "cpu")
     x = torch.empty(tokens, HIDDEN, dtype=BF16)
     tile = candidates(tokens, HIDDEN, HIDDEN, 132)[0]
     run_product(x, codes, tile)
@@ -124,7 +96,7 @@ def _cases() -> Iterator[tuple[str, Callable[[], object]]]:
     yield "draw", _draw
     for name, make in MATRICES.items():
         for tokens in (16, 64, 1024):
-            yield f"product {name} M={tokens}", lambda make=make, tokens=tokens: _product(make(), tokens)  # type: ignore[misc]
+            yield f"product {name} M={tokens}", partial(_product, make, tokens)
     for tokens in (16, 1024):
         yield f"product W8A8 M={tokens}", lambda tokens=tokens: _eight(INT8, 1, tokens, 0.0)  # type: ignore[misc]
         yield f"product LLM.int8 M={tokens}", lambda tokens=tokens: _eight(INT8, 1, tokens, 6.0)  # type: ignore[misc]
