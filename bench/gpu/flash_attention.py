@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""FlashAttention beside torch's own attention and the naive formula: time, arithmetic per second, memory, counted bytes.
+"""FlashAttention beside torch's own attention and the naive formula: time, operations, memory, counted bytes.
 
 Every round runs each of them once, in turn, on the same tensors; a cell is the median over the rounds. The bytes are
 counted from the shapes and the tiles (see docs/flash-attention.md), not measured.
