@@ -1,4 +1,4 @@
-"""The kernels at the sizes of real models, against float64. The small cases of tests/backends/torch run on a GPU, too."""
+"""The kernels at the sizes of real models, against float64. tests/backends/torch has the small cases."""
 
 from __future__ import annotations
 

@@ -11,13 +11,18 @@ from nybble.quant.formats import FORMATS
 from nybble.quant.weights import Codebook4, Float8, GroupedInt, PackedWeight, RowInt8
 
 ROWS = 37
-_SCALES = {"Q4_0": (0,), "Q8_0": (0,), "Q4_1": (0, 2), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}
+_SCALES = {
+    "Q4_0": (0,), "Q5_0": (0,), "Q8_0": (0,), "IQ4_NL": (0,), "MXFP4": (), "Q4_1": (0, 2), "Q4_K": (0, 2),
+    "Q5_K": (0, 2), "Q6_K": (208,),
+}  # fmt: skip
 
 
 def blocks(name: str, rows: int = ROWS, columns: int = 512) -> Tensor:
     """Random bits with scales of a likely size."""
     rng, fmt = np.random.default_rng(), FORMATS[name]
     data = rng.integers(0, 256, (rows, columns // fmt.block_size, fmt.block_bytes), dtype=np.uint8)
+    if name == "MXFP4":  # exponents
+        data[:, :, 0] = rng.integers(110, 130, data.shape[:2])
     for offset in _SCALES[name]:
         scale = (rng.standard_normal((*data.shape[:2], 1)) * 0.01).astype(np.float16)
         data[:, :, offset : offset + 2] = scale.view(np.uint8)
@@ -60,6 +65,8 @@ def float_activation_cases() -> Iterator[tuple[str, Tensor]]:
     """Matrices of every encoding that is multiplied by floats."""
     for name in ("Q4_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K"):
         yield name, blocks(name)
+    for name in ("Q5_0", "IQ4_NL", "MXFP4"):
+        yield name, blocks(name, columns=96)
     yield "W2 g32", packed(grouped(2, 32, 160, zeros=True))
     yield "W3 g64", packed(grouped(3, 64, 320, zeros=True))
     yield "W3 g96", packed(grouped(3, 96, 192, zeros=False))

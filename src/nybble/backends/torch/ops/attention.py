@@ -54,7 +54,8 @@ def paged_attention(
     options = {"sm_scale": sm_scale, "window": window, "softcap": softcap, "k_scale": k_scale, "v_scale": v_scale}
     arrays = (q, k_cache, v_cache, block_tables, cu_seqlens_q, kv_lens)
     if runs_kernels(q):
-        return kernels.paged_attention(*arrays, **options, max_q_len=max_q_len, num_decodes=num_decodes)
+        out: torch.Tensor = kernels.paged_attention(*arrays, **options, max_q_len=max_q_len, num_decodes=num_decodes)
+        return out
     return reference.paged_attention(*arrays, **options)  # type: ignore[arg-type]
 
 

@@ -6,6 +6,8 @@ everywhere, on a CPU under Triton's interpreter, which is slow and for tests; `t
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from nybble.core import env
@@ -16,10 +18,11 @@ try:
 except ImportError:  # not on every platform
     triton = None
 
-if triton is None:
-    kernels = None
-else:
-    from nybble.backends.torch.ops import kernels
+if triton is not None:
+    from nybble.backends.torch.ops import kernels as _kernels
+
+# Untyped, because on some platforms it is None. `runs_kernels` says when it may be used.
+kernels: Any = None if triton is None else _kernels
 
 __all__ = ["kernels", "runs_kernels"]
 

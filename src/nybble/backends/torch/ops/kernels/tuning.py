@@ -99,7 +99,7 @@ def _seconds(work: Callable[[], object]) -> float:
         end.record()
         torch.cuda.synchronize()
         taken.append(start.elapsed_time(end))
-    return statistics.median(taken) / 1e3
+    return float(statistics.median(taken)) / 1e3
 
 
 def _read(path: Path) -> dict[str, Tile]:

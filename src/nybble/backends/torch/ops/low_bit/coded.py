@@ -62,7 +62,8 @@ class CodedLinear(Linear):
     def multiply(self, x: torch.Tensor) -> torch.Tensor:
         if not runs_kernels(x):
             return F.linear(x, self.decode(x.dtype))
-        return kernels.product(x if self.order is None else x.index_select(1, self.order), self.codes)
+        y: torch.Tensor = kernels.product(x if self.order is None else x.index_select(1, self.order), self.codes)
+        return y
 
     def decode(self, dtype: torch.dtype) -> torch.Tensor:
         values = decode(self.codes, self.in_features)

@@ -44,7 +44,8 @@ class EightBitLinear(Linear):
 
     def multiply(self, x: torch.Tensor) -> torch.Tensor:
         if runs_kernels(x):
-            return kernels.product8(x, self.weight, self.scale, self.threshold)
+            fast: torch.Tensor = kernels.product8(x, self.weight, self.scale, self.threshold)
+            return fast
         far = x.abs() >= self.threshold if self.threshold > 0 else torch.zeros_like(x, dtype=torch.bool)
         codes, scale = quantised_rows(x.masked_fill(far, 0.0), self.weight.dtype)
         weight = self.decode(torch.float32)

@@ -9,23 +9,43 @@ import torch
 from nybble.backends.torch.ops.low_bit.coded import CodedLinear, Codes
 from nybble.backends.torch.ops.low_bit.planes import Layout
 from nybble.checkpoint import Tensor
+from nybble.quant.reference import E2M1_DOUBLED, IQ4_VALUES
 
 Bytes = npt.NDArray[np.uint8]
-BLOCK_TYPES = ("Q4_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
+BLOCK_TYPES = ("Q4_0", "Q5_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "MXFP4")
 
 
 def from_blocks(tensor: Tensor, device: torch.device | str) -> CodedLinear:
     """tensor: a matrix of one of BLOCK_TYPES."""
     rows, columns = tensor.shape
     blocks = np.frombuffer(tensor.data, np.uint8).reshape(rows, -1, tensor.format.block_bytes)
-    read = {"Q4_0": _q4_0, "Q8_0": _q8_0, "Q4_K": _q4_k, "Q5_K": _q5_k, "Q6_K": _q6_k}[tensor.format.name]
-    return CodedLinear(tensor.format.name, read(blocks, torch.device(device)), columns)
+    codes = _READERS[tensor.format.name](blocks, torch.device(device))
+    return CodedLinear(tensor.format.name, codes, columns)
 
 
 def _q4_0(b: Bytes, device: torch.device) -> Codes:
-    nibbles = np.concatenate([b[:, :, 2:] & 15, b[:, :, 2:] >> 4], axis=2)
-    low, _ = _planes(Layout(4, 32), nibbles, device)
+    low, _ = _planes(Layout(4, 32), _nibbles(b[:, :, 2:]), device)
     return Codes("int", Layout(4, 32), 32, low, None, _halves(b[:, :, :2], device), middle=8)
+
+
+def _q5_0(b: Bytes, device: torch.device) -> Codes:
+    fifth = np.unpackbits(b[:, :, 2:6], axis=2, bitorder="little") << np.uint8(4)
+    low, high = _planes(Layout(5, 32), _nibbles(b[:, :, 6:]) | fifth, device)
+    return Codes("int", Layout(5, 32), 32, low, high, _halves(b[:, :, :2], device), middle=16)
+
+
+def _iq4_nl(b: Bytes, device: torch.device) -> Codes:
+    low, _ = _planes(Layout(4, 32), _nibbles(b[:, :, 2:]), device)
+    table = torch.from_numpy(IQ4_VALUES.copy()).to(device)
+    return Codes("table", Layout(4, 32), 32, low, None, _halves(b[:, :, :2], device), table=table)
+
+
+def _mxfp4(b: Bytes, device: torch.device) -> Codes:
+    low, _ = _planes(Layout(4, 32), _nibbles(b[:, :, 1:]), device)
+    scale = np.ldexp(np.float32(1), b[:, :, 0].astype(np.int32) - 128).astype(np.float32)  # of twice the value
+    table = torch.from_numpy(E2M1_DOUBLED.copy()).to(device)
+    packed = torch.from_numpy(np.ascontiguousarray(scale.T)).to(device)
+    return Codes("table", Layout(4, 32), 32, low, None, packed, table=table)
 
 
 def _q8_0(b: Bytes, device: torch.device) -> Codes:
@@ -60,6 +80,11 @@ def _q6_k(b: Bytes, device: torch.device) -> Codes:
     return Codes("q6", layout, 16, low, high, _halves(b[:, :, 208:210], device), packed=scales)
 
 
+def _nibbles(packed: Bytes) -> Bytes:
+    """[rows, blocks, 16] -> [rows, blocks, 32]: all low nibbles, then all high ones."""
+    return np.concatenate([packed & 15, packed >> 4], axis=2)
+
+
 def _fields(packed: Bytes, bits: int) -> Bytes:
     """[rows, blocks, 32 h] -> [rows, blocks, h * 8 / bits * 32]: of 32 bytes, field 0 of all, then field 1, ..."""
     runs = packed.reshape(*packed.shape[:2], -1, 1, 32)
@@ -80,3 +105,9 @@ def _halves(part: Bytes, device: torch.device) -> torch.Tensor:
     """Two bytes of each block -> float16 [blocks, rows]."""
     values = np.ascontiguousarray(part).view(np.float16)[:, :, 0]
     return torch.from_numpy(np.ascontiguousarray(values.T)).to(device)
+
+
+_READERS = {
+    "Q4_0": _q4_0, "Q5_0": _q5_0, "Q8_0": _q8_0, "Q4_K": _q4_k, "Q5_K": _q5_k, "Q6_K": _q6_k, "IQ4_NL": _iq4_nl,
+    "MXFP4": _mxfp4,
+}  # fmt: skip

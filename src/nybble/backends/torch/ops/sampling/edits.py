@@ -43,13 +43,13 @@ def apply_edits(logits: torch.Tensor, rows: Sequence[SampleRow]) -> torch.Tensor
 
 
 def _mask(x: torch.Tensor, rows: Sequence[SampleRow]) -> None:
-    masked = [i for i, row in enumerate(rows) if row.allowed_mask is not None]
-    if not masked:
+    masks = {i: row.allowed_mask for i, row in enumerate(rows) if row.allowed_mask is not None}
+    if not masks:
         return
-    words = np.stack([rows[i].allowed_mask for i in masked]).view(np.int32)  # type: ignore[arg-type]
+    words = np.stack(list(masks.values())).view(np.int32)
     bits = torch.arange(32, device=x.device, dtype=torch.int32)
     allowed = ((torch.from_numpy(words).to(x.device)[:, :, None] >> bits) & 1).flatten(1)[:, : x.shape[1]] != 0
-    index = torch.tensor(masked, device=x.device)
+    index = torch.tensor(list(masks), device=x.device)
     x[index] = x[index].masked_fill(~allowed, -math.inf)
 
 
