@@ -16,7 +16,6 @@ import httpx
 import pytest
 import uvicorn
 from huggingface_hub import InferenceClient
-from ollama import Client
 from served import wait_for
 
 from loras import make_lora
@@ -79,6 +78,13 @@ def running(models: Models) -> Iterator[str]:
     assert not thread.is_alive()
 
 
+def generate(url: str, model: str, **more: Any) -> str:
+    """Ollama's way."""
+    answer = httpx.post(url + "/api/generate", json={"model": model, "stream": False, **more}, timeout=60)
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["response"])
+
+
 def complete(url: str, model: str, **more: Any) -> httpx.Response:
     return httpx.post(url + "/v1/completions", json={**GREEDY, "model": model, **more}, timeout=60)
 
@@ -120,7 +126,8 @@ def test_each_adapter_is_a_model_of_its_own(one: tuple[str, Models], adapted: Ad
     assert set(listed) == {"base", "one", "two"}
     assert listed["one"]["parent"] == "base" and "parent" not in listed["base"]
     assert httpx.get(url + "/v1/models/one").json()["id"] == "one"
-    assert {model.model for model in Client(url).list().models} == {"base", "one", "two"}
+    tags = httpx.get(url + "/api/tags").json()["models"]
+    assert {model["name"] for model in tags} == {"base", "one", "two"}
     answer = complete(url, "three")
     assert answer.status_code == 404
     assert "this server has 'base' and 'one' and 'two'" in answer.json()["error"]["message"]
@@ -134,14 +141,15 @@ def test_every_route_uses_the_adapter(one: tuple[str, Models], adapted: Adapted)
         adapter = {} if name == "base" else {"adapter_id": name}
         told = client.text_generation(PROMPT, max_new_tokens=12, **adapter)
         assert adapted.texts[name].startswith(told)  # TGI's API has no ignore_eos
-        raw = Client(url).generate(name, PROMPT, raw=True, options={"temperature": 0, "num_predict": 12})
-        assert adapted.texts[name].startswith(raw.response)
+        raw = generate(url, name, prompt=PROMPT, raw=True, options={"temperature": 0, "num_predict": 12})
+        assert adapted.texts[name].startswith(raw)
     vectors = [
         httpx.post(url + "/v1/embeddings", json={"model": name, "input": PROMPT}).json()["data"][0]["embedding"]
         for name in ("base", "one", "two")
     ]
     assert len({json.dumps(vector) for vector in vectors}) == 3
-    assert Client(url).embed("one", PROMPT).embeddings[0] == pytest.approx(vectors[1], abs=1e-6)
+    embedded = httpx.post(url + "/api/embed", json={"model": "one", "input": PROMPT}).json()["embeddings"]
+    assert embedded[0] == pytest.approx(vectors[1], abs=1e-6)
 
 
 def test_two_models_of_one_name_are_refused(adapted: Adapted, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,7 +211,7 @@ def test_models_of_the_same_weights_share_an_engine(library: Library, adapted: A
         assert {resident.name for resident in residents} == {"base:latest", "one:latest", "two:latest"}
         assert len({id(resident.server.engine) for resident in residents}) == 1
         assert len(residents[0].server.engine.adapters()) == 2
-        assert len(Client(url).ps().models) == 3
+        assert len(httpx.get(url + "/api/ps").json()["models"]) == 3
         listed = {model["id"]: model for model in httpx.get(url + "/v1/models").json()["data"]}
         assert listed["one:latest"]["parent"] == "base:latest"
 
@@ -216,14 +224,14 @@ def test_an_adapter_leaves_with_the_last_model_that_has_it(library: Library, ada
         engine = models.resident()[0].server.engine
         with_both = models.resident()[0].size
         assert len(engine.adapters()) == 1, "it is the same one"
-        Client(url).generate("one", keep_alive=0)
+        generate(url, "one", keep_alive=0)
         assert len(engine.adapters()) == 1
         assert text(url, "base") == adapted.texts["base"]
-        Client(url).generate("again", keep_alive=0)
+        generate(url, "again", keep_alive=0)
         wait_for(lambda: not engine.adapters())
         assert models.resident()[0].size < with_both
         assert text(url, "base") == adapted.texts["base"]
-        Client(url).generate("base", keep_alive=0)
+        generate(url, "base", keep_alive=0)
         wait_for(lambda: not models.resident())
         assert len(loads) == 1 and not engine.is_healthy()
 
