@@ -144,11 +144,13 @@ def test_every_route_uses_the_adapter(one: tuple[str, Models], adapted: Adapted)
         raw = generate(url, name, prompt=PROMPT, raw=True, options={"temperature": 0, "num_predict": 12})
         assert adapted.texts[name].startswith(raw)
     vectors = [
-        httpx.post(url + "/v1/embeddings", json={"model": name, "input": PROMPT}).json()["data"][0]["embedding"]
+        httpx.post(url + "/v1/embeddings", json={"model": name, "input": PROMPT}, timeout=60).json()["data"][0][
+            "embedding"
+        ]
         for name in ("base", "one", "two")
     ]
     assert len({json.dumps(vector) for vector in vectors}) == 3
-    embedded = httpx.post(url + "/api/embed", json={"model": "one", "input": PROMPT}).json()["embeddings"]
+    embedded = httpx.post(url + "/api/embed", json={"model": "one", "input": PROMPT}, timeout=60).json()["embeddings"]
     assert embedded[0] == pytest.approx(vectors[1], abs=1e-6)
 
 
