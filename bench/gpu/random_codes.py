@@ -34,6 +34,8 @@ def matrix(
         small = bytes_of(k // 16, n).view(torch.int8)
         return Codes(meaning, layout, group, low, high, scales(k // 256), packed=small)
     groups = max(k // group, 1)
+    if meaning == "affine":
+        return Codes(meaning, layout, group, low, high, scales(groups), minimum=scales(groups))
     zero = bytes_of(groups, n, most=1 << bits) if meaning == "int" and bits < 8 else None
     table = torch.linspace(-1, 1, 16, device=device)
     return Codes(meaning, layout, group, low, high, scales(groups), zero, middle=1 << (bits - 1), table=table)
@@ -46,6 +48,7 @@ MATRICES: dict[str, Callable[[int, int, Device], Codes]] = {
     "W3A16 g128": lambda n, k, device: matrix("int", 3, 32, 128, n, k, device=device),
     "W8A16 g128": lambda n, k, device: matrix("int", 8, 128, 128, n, k, device=device),
     "Q4_0": lambda n, k, device: matrix("int", 4, 32, 32, n, k, device=device),
+    "Q4_1": lambda n, k, device: matrix("affine", 4, 32, 32, n, k, device=device),
     "Q8_0": lambda n, k, device: matrix("int", 8, 32, 32, n, k, device=device),
     "Q4_K": lambda n, k, device: matrix("k", 4, 32, 32, n, k, device=device),
     "Q5_K": lambda n, k, device: matrix("k", 5, 32, 32, n, k, device=device),

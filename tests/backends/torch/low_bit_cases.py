@@ -12,8 +12,8 @@ from nybble.quant.weights import Codebook4, Float8, GroupedInt, PackedWeight, Ro
 
 ROWS = 37
 _SCALES = {
-    "Q4_0": (0,), "Q5_0": (0,), "Q8_0": (0,), "IQ4_NL": (0,), "MXFP4": (), "Q4_1": (0, 2), "Q4_K": (0, 2),
-    "Q5_K": (0, 2), "Q6_K": (208,),
+    "Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2), "Q8_0": (0,), "IQ4_NL": (0,), "MXFP4": (),
+    "Q2_K": (80, 82), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,),
 }  # fmt: skip
 
 
@@ -65,7 +65,7 @@ def float_activation_cases() -> Iterator[tuple[str, Tensor]]:
     """Matrices of every encoding that is multiplied by floats."""
     for name in ("Q4_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K"):
         yield name, blocks(name)
-    for name in ("Q5_0", "IQ4_NL", "MXFP4"):
+    for name in ("Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "MXFP4"):
         yield name, blocks(name, columns=96)
     yield "W2 g32", packed(grouped(2, 32, 160, zeros=True))
     yield "W3 g64", packed(grouped(3, 64, 320, zeros=True))

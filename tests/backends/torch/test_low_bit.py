@@ -130,9 +130,9 @@ def test_strided_activations(monkeypatch) -> None:
 
 def test_what_has_no_kernel_is_kept_as_floats_and_said(caplog) -> None:
     caplog.set_level(logging.INFO)
-    linear = pack_linear(blocks("Q4_1"), DEVICE, BF16)
+    linear = pack_linear(blocks("Q2_K"), DEVICE, BF16)
     assert isinstance(linear, low_bit.DenseLinear) and linear.weight.dtype == BF16
-    assert "layers.0.ffn.up is Q4_1, which has no GPU kernel: kept as torch.bfloat16" in caplog.text
+    assert "layers.0.ffn.up is Q2_K, which has no GPU kernel: kept as torch.bfloat16" in caplog.text
     rng = np.random.default_rng()
     scattered = GroupedInt(
         4, 48, rng.integers(0, 16, (3, 96), dtype=np.uint8), rng.random((3, 2)).astype(np.float16), None,

@@ -37,7 +37,7 @@ def decode(
     code, run, rows, inside, n, groups, scale_ptr, zero_ptr, minimum_ptr, packed_ptr, table_ptr, middle,
     MEANING: tl.constexpr, GROUP: tl.constexpr, RUN: tl.constexpr, HAS_ZERO: tl.constexpr,
 ):  # fmt: skip
-    """values [rows, RUN], factor [rows], offset [rows] of run `run` of the matrix. Only `k` has an offset."""
+    """values [rows, RUN], factor [rows], offset [rows] of one run. Only `k` and `affine` have an offset."""
     offset = tl.zeros([rows.shape[0]], tl.float32)
     if MEANING == "k":
         factor, offset = _six_bit_scales(run, rows, inside, n, scale_ptr, minimum_ptr, packed_ptr)
@@ -55,6 +55,9 @@ def decode(
             values = tl.load(table_ptr + code)
         elif MEANING == "e4m3":
             values = code.to(tl.float8e4nv, bitcast=True).to(tl.float32)
+        elif MEANING == "affine":
+            values = whole(code)
+            offset = -tl.load(minimum_ptr + at, mask=inside, other=0.0).to(tl.float32)
         elif HAS_ZERO:
             zero = tl.load(zero_ptr + at, mask=inside, other=0).to(tl.float32)
             values = whole(code) - zero[:, None]

@@ -40,6 +40,7 @@ def product_kernel(
     inside, real = rows < n, tokens < m
     across = tl.arange(0, RUN)
     per_byte: tl.constexpr = 8 // LOW_BITS
+    HAS_OFFSET: tl.constexpr = (MEANING == "k") or (MEANING == "affine")
     low_row = low_ptr + rows.to(tl.int64)[:, None] * (chunks * LOWS * RUN) + across[None, :]
     high_row = high_ptr + rows.to(tl.int64)[:, None] * (chunks * RUN) + across[None, :]
     x_row = x_ptr + tokens.to(tl.int64)[:, None] * stride_x + across[None, :]
@@ -62,11 +63,11 @@ def product_kernel(
                 if SCALE_AFTER:
                     sums = dot(narrow(values, x.dtype), tl.trans(x), tl.zeros([BLOCK_N, BLOCK_M], tl.float32))
                     acc += sums * factor[:, None]
-                    if MEANING == "k":
+                    if HAS_OFFSET:
                         acc -= offset[:, None] * tl.sum(x.to(tl.float32), axis=1)[None, :]
                 else:
                     weights = values * factor[:, None]
-                    if MEANING == "k":
+                    if HAS_OFFSET:
                         weights -= offset[:, None]
                     acc = dot(narrow(weights, x.dtype), tl.trans(x), acc)
     to = out_ptr + (split.to(tl.int64) * m + tokens)[None, :] * n + rows[:, None]

@@ -14,11 +14,12 @@ from nybble.backends.torch.ops.low_bit.planes import Layout
 
 # What a code means:
 #   int    scale * (code - zero), one scale for `group` inputs of a row
+#   affine scale * code + minimum, both float16 of `group` inputs (Q4_1, Q5_1)
 #   k      d * scale * code - dmin * min, with 6-bit scales and minima of 32 inputs and d, dmin of 256 (Q4_K, Q5_K)
 #   q6     d * scale * (code - 32), with 8-bit scales of 16 inputs and d of 256 (Q6_K)
 #   table  scale * table[code]
 #   e4m3   scale * code, read as float8_e4m3fn
-Meaning = Literal["int", "k", "q6", "table", "e4m3"]
+Meaning = Literal["int", "affine", "k", "q6", "table", "e4m3"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +27,9 @@ class Codes:
     """A matrix [out, in] in planes. Everything beside the codes lies with the rows next to each other: [..., out].
 
     scale: [groups, out] float16 or float32; with `k` and `q6`, d [in / 256, out] float16. zero: uint8 or int16
-    [groups, out], None: `middle` everywhere. minimum: dmin [in / 256, out]. packed: `k`: the 12 bytes of scales and
-    minima, uint8 [in / 256, 12, out]; `q6`: int8 [in / 16, out]. table: float32 [16].
+    [groups, out], None: `middle` everywhere. minimum: `k`: dmin [in / 256, out]; `affine`: float16 [groups, out].
+    packed: `k`: the 12 bytes of scales and minima, uint8 [in / 256, 12, out]; `q6`: int8 [in / 16, out]. table:
+    float32 [16].
     """
 
     meaning: Meaning
@@ -84,6 +86,10 @@ def decode(codes: Codes, in_features: int) -> torch.Tensor:
     if codes.meaning == "int":
         zero = codes.middle if codes.zero is None else _spread(codes.zero.float(), codes.group, in_features)
         return (q.float() - zero) * _spread(scale, codes.group, in_features)
+    if codes.meaning == "affine":
+        assert codes.minimum is not None
+        minimum = _spread(codes.minimum.float(), codes.group, in_features)
+        return q.float() * _spread(scale, codes.group, in_features) + minimum
     assert codes.packed is not None
     if codes.meaning == "q6":
         small = scale.repeat_interleave(16, 0)[: len(codes.packed)] * codes.packed.float()

@@ -12,7 +12,7 @@ from nybble.checkpoint import Tensor
 from nybble.quant.reference import E2M1_DOUBLED, IQ4_VALUES
 
 Bytes = npt.NDArray[np.uint8]
-BLOCK_TYPES = ("Q4_0", "Q5_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "MXFP4")
+BLOCK_TYPES = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "MXFP4")
 
 
 def from_blocks(tensor: Tensor, device: torch.device | str) -> CodedLinear:
@@ -28,9 +28,21 @@ def _q4_0(b: Bytes, device: torch.device) -> Codes:
     return Codes("int", Layout(4, 32), 32, low, None, _halves(b[:, :, :2], device), middle=8)
 
 
+def _q4_1(b: Bytes, device: torch.device) -> Codes:
+    return _affine(Layout(4, 32), _nibbles(b[:, :, 4:]), b, device)
+
+
+def _q5_1(b: Bytes, device: torch.device) -> Codes:
+    return _affine(Layout(5, 32), _nibbles(b[:, :, 8:]) | _fifth(b[:, :, 4:8]), b, device)
+
+
+def _affine(layout: Layout, codes: Bytes, b: Bytes, device: torch.device) -> Codes:
+    low, high = _planes(layout, codes, device)
+    return Codes("affine", layout, 32, low, high, _halves(b[:, :, :2], device), minimum=_halves(b[:, :, 2:4], device))
+
+
 def _q5_0(b: Bytes, device: torch.device) -> Codes:
-    fifth = np.unpackbits(b[:, :, 2:6], axis=2, bitorder="little") << np.uint8(4)
-    low, high = _planes(Layout(5, 32), _nibbles(b[:, :, 6:]) | fifth, device)
+    low, high = _planes(Layout(5, 32), _nibbles(b[:, :, 6:]) | _fifth(b[:, :, 2:6]), device)
     return Codes("int", Layout(5, 32), 32, low, high, _halves(b[:, :, :2], device), middle=16)
 
 
@@ -80,6 +92,11 @@ def _q6_k(b: Bytes, device: torch.device) -> Codes:
     return Codes("q6", layout, 16, low, high, _halves(b[:, :, 208:210], device), packed=scales)
 
 
+def _fifth(word: Bytes) -> Bytes:
+    """[rows, blocks, 4] -> [rows, blocks, 32]: bit j of the 32-bit word, as 0 or 16."""
+    return np.unpackbits(word, axis=2, bitorder="little") << np.uint8(4)
+
+
 def _nibbles(packed: Bytes) -> Bytes:
     """[rows, blocks, 16] -> [rows, blocks, 32]: all low nibbles, then all high ones."""
     return np.concatenate([packed & 15, packed >> 4], axis=2)
@@ -108,6 +125,6 @@ def _halves(part: Bytes, device: torch.device) -> torch.Tensor:
 
 
 _READERS = {
-    "Q4_0": _q4_0, "Q5_0": _q5_0, "Q8_0": _q8_0, "Q4_K": _q4_k, "Q5_K": _q5_k, "Q6_K": _q6_k, "IQ4_NL": _iq4_nl,
-    "MXFP4": _mxfp4,
+    "Q4_0": _q4_0, "Q4_1": _q4_1, "Q5_0": _q5_0, "Q5_1": _q5_1, "Q8_0": _q8_0, "Q4_K": _q4_k, "Q5_K": _q5_k,
+    "Q6_K": _q6_k, "IQ4_NL": _iq4_nl, "MXFP4": _mxfp4,
 }  # fmt: skip
