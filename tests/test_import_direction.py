@@ -32,7 +32,9 @@ ALLOWED: dict[str, set[str]] = {
     "store": {"core"},
     "llm": {"compress", "engine", "store", "tokenizer", "core"},
     "serve": {"engine", "store", "tokenizer", "core"},
-    "compress": {"backends", "checkpoint", "families", "formats", "tokenizer", "quant", "core", "_native"},
+    "compress": {
+        "evaluate", "engine", "backends", "checkpoint", "families", "formats", "tokenizer", "quant", "core", "_native",
+    },
     "cli": {
         "serve", "compress", "evaluate", "store", "engine", "backends", "checkpoint", "formats", "tokenizer", "core",
     },

@@ -31,7 +31,9 @@ def prune(
             metavar="SCOPE", help="layer: the same share everywhere (the default); global: where it hurts least."
         ),
     ] = None,
-    drop_layers: Annotated[int | None, typer.Option(metavar="N", help="Take so many layers out.")] = None,
+    drop_layers: Annotated[
+        float | None, typer.Option(metavar="N", help="Take so many layers, or this share, out.")
+    ] = None,
     by: Annotated[
         str | None,
         typer.Option(

@@ -10,7 +10,7 @@ from nybble.evaluate.picture import to_svg
 from nybble.evaluate.report import Report
 from nybble.evaluate.table import Cell, cells, columns
 
-_STYLE = """
+STYLE = """
 :root{color-scheme:light dark;--line:#ddd;--soft:#666}
 body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
@@ -23,7 +23,7 @@ p,dl{max-width:50rem}dt{font-weight:600}dd{margin:0 0 .5rem 0}
 @media(prefers-color-scheme:dark){:root{--line:#444;--soft:#aaa}}
 """
 
-_MEANINGS = (
+MEANINGS = (
     ("bits", "Bits per weight over all tensors, and over the matrices of the layers alone; scales included."),
     ("perplexity", "exp of the mean negative log-likelihood of the scored tokens."),
     ("KL", "KL(reference || model) per scored token in nats, from whole rows of logits in 64-bit arithmetic."),
@@ -39,9 +39,9 @@ _MEANINGS = (
 def to_html(report: Report) -> str:
     """The page."""
     head = "".join(f"<th>{escape(name)}</th>" for name in columns(report))
-    body = "\n".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in cells(report))
+    body = "\n".join(f"<tr>{''.join(map(cell_html, row))}</tr>" for row in cells(report))
     picture = to_svg(draw(report)) if len(report.models) > 1 else ""
-    meanings = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in _MEANINGS)
+    meanings = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in MEANINGS)
     caption = "" if not picture else (
         "<p>Lines up and down are confidence intervals; the orange ones are the Pareto front: no model is both smaller "
         "and better. Point at a dot for its name.</p>"
@@ -52,7 +52,7 @@ def to_html(report: Report) -> str:
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width,initial-scale=1">
 <title>nybble eval: {escape(report.conditions.text)}</title>
-<style>{_STYLE}</style>
+<style>{STYLE}</style>
 </head>
 <body>
 <h1>What it cost</h1>
@@ -73,6 +73,7 @@ def to_html(report: Report) -> str:
 """
 
 
-def _cell(cell: Cell) -> str:
+def cell_html(cell: Cell) -> str:
+    """One cell of a table's body."""
     below = f"<small>{escape(cell.interval)}</small>" if cell.interval else ""
     return f"<td>{escape(cell.value)}{below}</td>"

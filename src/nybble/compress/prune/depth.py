@@ -19,7 +19,6 @@ from nybble.compress.prune.layers import PrunedLayer
 from nybble.compress.prune.options import PruneOptions
 from nybble.compress.safetensors.model import FolderModel
 from nybble.compress.safetensors.options import DEFAULT_SAMPLES
-from nybble.core.errors import ConfigError
 from nybble.formats.safetensors import read_json
 from nybble.formats.safetensors_writer import write_json
 
@@ -32,14 +31,8 @@ class Depth:
     """A `Walk`."""
 
     def __init__(self, model: FolderModel, options: PruneOptions) -> None:
-        assert options.drop_layers is not None
-        if options.drop_layers >= model.num_layers:
-            raise ConfigError(
-                f"drop_layers is {options.drop_layers}, but the model has {model.num_layers} layers, of which at least "
-                "one must stay"
-            )
         self._model = model
-        self._drop = options.drop_layers
+        self._drop = options.num_dropped(model.num_layers)
         self._by_loss = options.by == "loss"
         self._options = options
         self._calibration: Calibration | None = None
@@ -138,7 +131,7 @@ class Depth:
 
     def figures(self, measured: list[Mapping[str, object]]) -> dict[str, object]:
         """As Walk.figures."""
-        return {"loss after each removal" if self._by_loss else "influence of each layer": self._scores}
+        return {"loss_after_each_removal" if self._by_loss else "influence_of_each_layer": self._scores}
 
     def scratch(self) -> list[str]:
         """As Walk.scratch."""

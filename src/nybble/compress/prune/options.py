@@ -30,8 +30,8 @@ class PruneOptions:
     Zeros: `method`, with `amount` (the share of each linear that becomes zero) or `nm` ("2:4": so many of so many
     inputs stay). scope "global" (magnitude only) compares the weights of all linears with each other.
 
-    Depth: `drop_layers`, how many; `by` "influence" takes those that change the residual stream least, "loss" one after
-    the other that whose absence costs least on the calibration text.
+    Depth: `drop_layers`, how many, or a share below 1; `by` "influence" takes those that change the residual stream
+    least, "loss" one after the other that whose absence costs least on the calibration text.
 
     Width: shares that stay of the feed-forward neurons (`ffn_width`), of the query heads of each group (`heads`), and
     of the groups, keys and values with their query heads (`kv_groups`). scope "global" lets layers differ. compensate
@@ -48,7 +48,7 @@ class PruneOptions:
     amount: float | None = None
     nm: str | None = None
     scope: Literal["layer", "global"] | None = None
-    drop_layers: int | None = None
+    drop_layers: int | float | None = None
     by: Literal["influence", "loss"] | None = None
     ffn_width: float | None = None
     heads: float | None = None
@@ -129,8 +129,22 @@ class PruneOptions:
                     raise ConfigError(f"{name} does not go with method magnitude, which looks at no text")
 
     def _check_depth(self) -> None:
-        if self.drop_layers is not None and self.drop_layers < 1:
-            raise ConfigError(f"drop_layers is {self.drop_layers}, but must be at least 1")
+        count = self.drop_layers
+        if count is not None and not (0 < count < 1 or (count >= 1 and count == int(count))):
+            raise ConfigError(
+                f"drop_layers is {count:g}, but must be a whole number from 1, or a share between 0 and 1"
+            )
+
+    def num_dropped(self, num_layers: int) -> int:
+        """How many layers go; a share is rounded, to at least one. Raises ConfigError if none would stay."""
+        assert self.drop_layers is not None
+        count = int(self.drop_layers) if self.drop_layers >= 1 else max(1, round(self.drop_layers * num_layers))
+        if count >= num_layers:
+            raise ConfigError(
+                f"drop_layers is {self.drop_layers:g}, but the model has {num_layers} layers, of which at "
+                "least one must stay"
+            )
+        return count
 
     def _check_width(self) -> None:
         for name in _WIDTH:

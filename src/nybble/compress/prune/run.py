@@ -29,7 +29,7 @@ from nybble.compress.prune.width import Width
 from nybble.compress.prune.zeros import Zeros
 from nybble.compress.safetensors.model import FolderModel, open_folder_model
 from nybble.compress.stage import StageResult, partial
-from nybble.core.errors import ConfigError
+from nybble.core.errors import ConfigError, OutputError
 from nybble.core.spec import ModelSpec
 from nybble.formats.output_folder import OutputFolder, WorkFolder, refuse_existing_folder
 from nybble.formats.safetensors import SafeTensor, read_file
@@ -104,6 +104,10 @@ def run_prune(
     plan: dict[str, object] = {**walk.plan(), "source": _identity(src), "options": str(options), "version": _VERSION}
     work = partial(dst)
     if not resume and work.exists():
+        if LayerFiles(work).num_done() and not force:
+            raise OutputError(
+                f"{work} holds unfinished layers of an earlier run: go on with --resume, or start again with --force"
+            )
         shutil.rmtree(work)
     threads = torch.get_num_threads()
     torch.set_num_threads(options.threads or threads)
@@ -120,10 +124,10 @@ def run_prune(
         torch.set_num_threads(threads)
     before, after = num_weights(model.spec), pruned.num_weights()
     figures = {
-        "parameters before": before,
-        "parameters after": after,
-        "bytes before": model.checkpoint.file_bytes,
-        "bytes after": size,
+        "parameters_before": before,
+        "parameters_after": after,
+        "bytes_before": model.checkpoint.file_bytes,
+        "bytes_after": size,
         **_shape_figures(pruned),
         **figures,
     }
@@ -165,7 +169,7 @@ def likely_spec(model: FolderModel, options: PruneOptions) -> ModelSpec:
     """One of about the size that the result will have."""
     if options.kind == "width":
         return Width(model, options).uniform_spec()
-    return replace(model.spec, layers=model.spec.layers[: model.num_layers - (options.drop_layers or 0)])
+    return replace(model.spec, layers=model.spec.layers[options.num_dropped(model.num_layers) :])
 
 
 def check_sayable(model: FolderModel, spec: ModelSpec, sources: list[int], *, is_file: bool) -> None:
@@ -241,8 +245,8 @@ def _shape_figures(pruned: Pruned) -> dict[str, object]:
     figures: dict[str, object] = {"layers": len(pruned.layers)}
     gone = sorted(set(range(pruned.model.num_layers)) - {layer.source for layer in pruned.layers})
     if gone:
-        figures["removed layers"] = gone
-    for name, words in (("num_q_heads", "heads"), ("num_kv_heads", "kv heads"), ("ffn_size", "neurons")):
+        figures["removed_layers"] = gone
+    for name, words in (("num_q_heads", "heads"), ("num_kv_heads", "kv_heads"), ("ffn_size", "neurons")):
         values = [getattr(layer.spec, name) for layer in pruned.layers]
         figures[words] = values[0] if len(set(values)) == 1 else values
     zeros = total = 0

@@ -241,10 +241,10 @@ class Width:
     def figures(self, measured: list[Mapping[str, object]]) -> dict[str, object]:
         """As Walk.figures."""
         found: dict[str, object] = {}
-        for name, words in (("attn.o", "attention"), ("ffn.down", "feed-forward")):
+        for name, words in (("attn.o", "attention"), ("ffn.down", "ffn")):
             values = [float(str(one[name])) for one in measured if name in one]
             if values:
-                found[f"mean share of the {words} outputs lost"] = sum(values) / len(values)
+                found[f"mean_{words}_output_error"] = sum(values) / len(values)
         return found
 
     def scratch(self) -> list[str]:

@@ -31,7 +31,7 @@ Told = Callable[[int, str], None]
 class Zeros:
     """A `Walk`."""
 
-    passes = 1
+    passes = 0
 
     def __init__(self, model: FolderModel, options: PruneOptions) -> None:
         self._model = model
@@ -130,7 +130,7 @@ class Zeros:
     def figures(self, measured: list[Mapping[str, object]]) -> dict[str, object]:
         """As Walk.figures."""
         errors = [float(str(value)) for one in measured for value in one.values()]
-        return {"mean share of the linears' outputs lost": sum(errors) / len(errors)} if errors else {}
+        return {"mean_output_error": sum(errors) / len(errors)} if errors else {}
 
     def scratch(self) -> list[str]:
         """As Walk.scratch."""
