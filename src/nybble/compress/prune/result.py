@@ -67,6 +67,12 @@ def folder_config(model: FolderModel, spec: ModelSpec, sources: Sequence[int]) -
             "name that ends in .gguf), or use scope layer"
         )
     first = spec.layers[0]
+    strict = str(model.config.get("architectures")).startswith(("['Llama", "['Gemma"))
+    if strict and spec.hidden_size % first.num_q_heads and first != model.spec.layers[0]:
+        raise ConfigError(
+            f"{first.num_q_heads} heads do not divide the {spec.hidden_size} of hidden_size, which transformers wants "
+            "of this family: keep another number of heads, or write a GGUF file (a name that ends in .gguf)"
+        )
     config = {
         **model.config,
         "num_hidden_layers": len(spec.layers),
