@@ -25,7 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nybble.backends.torch.flash import attention as ours_module
 from nybble.backends.torch.flash import flash_attention
-from nybble.backends.torch.flash.attention import Tiles
+from nybble.backends.torch.flash.tiles import Tiles
 
 HEADS, WIDTH = 16, 128
 Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]

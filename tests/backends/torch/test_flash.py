@@ -169,3 +169,17 @@ def test_refused(shapes, options, message) -> None:
     q, k = (torch.zeros(1, *shape, device=DEVICE) for shape in shapes)
     with pytest.raises(ConfigError, match=message):
         flash.flash_attention(q, k, k, **options)
+
+
+@pytest.mark.parametrize("limit", [232448, 166912, 101376, 49152])
+def test_tiles_fit_smaller_gpus(limit: int, monkeypatch) -> None:
+    tiles = pytest.importorskip("nybble.backends.torch.flash.tiles")
+    monkeypatch.setattr(tiles, "interpreted", lambda: False)
+    monkeypatch.setattr(tiles, "shared_bytes", lambda _: limit)
+    for width in (64, 96, 128, 256):
+        q = torch.zeros(1, 1, width, dtype=torch.bfloat16)
+        forward, backward = tiles.forward_tiles(q), tiles.backward_tiles(q)
+        padded = 256 if width == 256 else 64 if width == 64 else 128
+        assert 2 * padded * (forward.queries + 2 * forward.keys * forward.stages) <= limit
+        assert 2 * padded * 2 * (backward.queries + backward.keys * backward.stages) <= limit
+        assert min(forward.queries, forward.keys, backward.queries, backward.keys) >= 16

@@ -10,21 +10,12 @@ import triton
 
 from nybble.backends.torch.flash.backward import delta_kernel, keys_kernel, queries_kernel
 from nybble.backends.torch.flash.forward import forward_kernel
-from nybble.backends.torch.flash.numbers import OPTIONS, interpreted
+from nybble.backends.torch.flash.numbers import OPTIONS
+from nybble.backends.torch.flash.tiles import Tiles, backward_tiles, forward_tiles
 from nybble.core.errors import ConfigError
 
 HEAD_WIDTHS = (16, 32, 64, 96, 128, 256)
 _NUMBERS = (torch.float16, torch.bfloat16, torch.float32)
-
-
-@dataclass(frozen=True, slots=True)
-class Tiles:
-    """Queries and keys of a tile, and how a program is run."""
-
-    queries: int
-    keys: int
-    warps: int
-    stages: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,28 +154,6 @@ class _FlashAttention(torch.autograd.Function):
                 *_factors(shape), **constants,
             )  # fmt: skip
         return dq, dk, dv, None, None, None
-
-
-def forward_tiles(q: torch.Tensor) -> Tiles:
-    """What fits the registers and the shared memory of a GPU for this width and type."""
-    width, wide = triton.next_power_of_2(q.shape[2]), q.dtype == torch.float32
-    if interpreted():  # small tiles, so that small tests have several of them
-        return Tiles(16, 16, 4, 1)
-    if wide:
-        return Tiles(64, 16, 8, 2) if width <= 128 else Tiles(32, 16, 8, 1)
-    if width <= 64:
-        return Tiles(128, 64, 4, 3)
-    return Tiles(128, 64, 8, 3) if width <= 128 else Tiles(64, 64, 8, 2)
-
-
-def backward_tiles(q: torch.Tensor) -> Tiles:
-    """The same for the other direction, which keeps two sums."""
-    width, wide = triton.next_power_of_2(q.shape[2]), q.dtype == torch.float32
-    if interpreted():
-        return Tiles(16, 16, 4, 1)
-    if wide:
-        return Tiles(32, 32, 8, 1) if width <= 128 else Tiles(16, 16, 8, 1)
-    return Tiles(64, 64, 4, 2) if width <= 64 else Tiles(64, 64, 8, 2) if width <= 128 else Tiles(32, 32, 4, 1)
 
 
 def _rows(x: torch.Tensor) -> torch.Tensor:

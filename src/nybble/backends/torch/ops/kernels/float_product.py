@@ -15,14 +15,13 @@ import triton
 import triton.language as tl
 
 from nybble.backends.torch.flash.numbers import OPTIONS, dot, narrow
+from nybble.backends.torch.flash.tiles import shared_bytes
 from nybble.backends.torch.ops.kernels.decode import code_of, decode
 from nybble.backends.torch.ops.kernels.tiles import Tile, add_parts, few_tokens
 from nybble.backends.torch.ops.kernels.tuning import choose_tile
 
 if TYPE_CHECKING:
     from nybble.backends.torch.ops.low_bit.coded import Codes
-
-_SHARED_BYTES = 192 << 10  # of the 227 KB that a multiprocessor of a Hopper GPU has for one program
 
 
 @triton.jit
@@ -109,7 +108,7 @@ def _stages(codes: Codes, tile: Tile, x: torch.Tensor) -> int:
     layout = codes.layout
     codes_bytes = tile.rows * layout.run * (layout.lows + (layout.high_bits > 0))
     chunk_bytes = tile.tokens * layout.chunk * x.element_size() + codes_bytes
-    return max(1, min(tile.stages, _SHARED_BYTES // chunk_bytes))
+    return max(1, min(tile.stages, shared_bytes(x.device) * 7 // 8 // chunk_bytes))
 
 
 def _constants(codes: Codes) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from nybble.backends.torch.flash.numbers import interpreted
 from nybble.backends.torch.ops.kernels.paged import multiprocessors
 from nybble.backends.torch.ops.kernels.tiles import Tile, bucket, candidates
 from nybble.core import env
+from nybble.core.errors import ConfigError
 
 _LOG = logging.getLogger(__name__)
 _VERSION = f"1, triton {triton.__version__}"
@@ -83,7 +84,12 @@ def _fastest(tiles: list[Tile], run: Callable[[Tile], object]) -> Tile:
     for tile in tiles:
         with contextlib.suppress(triton.runtime.errors.OutOfResources):  # not on this GPU
             times[tile] = _seconds(lambda tile=tile: run(tile))  # type: ignore[misc]
-    return min(times, key=lambda tile: times[tile], default=tiles[0])
+    if not times:
+        raise ConfigError(
+            f"no tile of a product fits the shared memory of this GPU (tried {tiles}): set NYBBLE_TORCH_OPS=torch to "
+            "run without kernels"
+        )
+    return min(times, key=lambda tile: times[tile])
 
 
 def _seconds(work: Callable[[], object]) -> float:
