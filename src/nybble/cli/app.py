@@ -19,7 +19,7 @@ from nybble.core.errors import NybbleError
 
 COMMANDS = (
     "run", "serve", "ps", "stop", "pull", "list", "show", "create", "cp", "rm", "store", "doctor", "bench",
-    "quantize", "imatrix", "convert", "eval", "prune", "distil", "qat",
+    "quantize", "imatrix", "convert", "eval", "prune", "distil", "qat", "compress",
 )  # fmt: skip
 
 
