@@ -28,7 +28,16 @@ from nybble.compress.train.model import (
     write_trained_gguf,
 )
 from nybble.compress.train.options import TrainOptions
-from nybble.compress.train.setup import check_paths, identity, keep_log, load_data, settled, stage_result, threads
+from nybble.compress.train.setup import (
+    check_paths,
+    files_of,
+    identity,
+    keep_log,
+    load_data,
+    settled,
+    stage_result,
+    threads,
+)
 from nybble.compress.train.state import RunFolder
 from nybble.core.errors import ConfigError
 from nybble.families.common import GGUF_NAMES
@@ -191,7 +200,7 @@ def teacher_of(
         k=min(top_k, vocab_size),
         temperature=temperature,
         vocab_size=vocab_size,
-        identity={"teacher": str(checkpoint.path.resolve()), "bytes": checkpoint.file_bytes},
+        identity={"teacher": files_of(checkpoint.path)},
         progress=progress,
         bf16=bf16,
         device=group.device,

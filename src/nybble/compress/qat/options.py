@@ -31,7 +31,6 @@ class QatOptions(TrainOptions):
     """
 
     to: str = "int4"
-    learning_rate: float = 2e-5
     group_size: int | None = None
     symmetric: bool = True
     teacher: Path | None = None

@@ -78,7 +78,7 @@ class _Training:
 
     def run(self, resume: bool, sampler: Sampler | None) -> StageResult:
         options, group = self._options, self._group
-        for note in self._plan.notes:
+        for note in (*(self._model.folder.notes if self._model.folder is not None else ()), *self._plan.notes):
             self._progress.note(note)
         data = load_data(self._teacher, options, group, sampler, self._progress)
         if not group.leads:

@@ -28,6 +28,7 @@ _FREE = ("save_minutes", "threads", "learning_rate")
 _MOST_TOKENS = 2_000_000
 _SELF_SHARE = 0.5  # of what a run reads, at most: text that the teacher writes costs more than to read it twice
 _MOST_SELF = 400_000
+_SELF_PER_MINUTE = 3000  # of a run that is asked for minutes: half of what two cores read of a small model
 LOG_NAME = "train.jsonl"
 
 
@@ -54,7 +55,7 @@ def identity(
     names = [f.name for f in fields(TrainOptions) if f.name not in _FREE]
     return {
         "kind": kind,
-        "source": _files(source),
+        "source": files_of(source),
         "options": said,
         "training": {name: getattr(options, name) for name in names},
         "text": data.digest,
@@ -62,7 +63,8 @@ def identity(
     }
 
 
-def _files(source: Path) -> list[object]:
+def files_of(source: Path) -> list[object]:
+    """Where a model's files are, how large and how old: whether it is still the same."""
     files = [source] if source.is_file() else sorted([*source.glob("*.safetensors"), source / "config.json"])
     return [str(source.resolve()), *([f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files if f.exists())]
 
@@ -74,7 +76,8 @@ def load_data(
     steps = options.num_steps
     wanted = _MOST_TOKENS if steps is None else steps * options.tokens_per_step * group.size
     if options.data == SELF:
-        wanted = min(_MOST_SELF, max(options.seq_len, int(wanted * _SELF_SHARE)))
+        wanted = int(options.minutes * _SELF_PER_MINUTE) if options.minutes is not None else int(wanted * _SELF_SHARE)
+        wanted = min(_MOST_SELF, max(4 * options.seq_len, wanted))
     tokens = options.tokens or min(wanted, _MOST_TOKENS)
     found = None
     if group.leads:
