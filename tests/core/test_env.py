@@ -13,10 +13,11 @@ pytestmark = pytest.mark.unit
 
 
 def test_defaults(monkeypatch):
-    for name in ("NYBBLE_ISA", "NYBBLE_ACT", "NYBBLE_HOME"):
+    for name in ("NYBBLE_ISA", "NYBBLE_ACT", "NYBBLE_TORCH_OPS", "NYBBLE_HOME"):
         monkeypatch.delenv(name, raising=False)
     assert env.isa() is None
     assert env.activation_type() == "int8"
+    assert env.torch_ops() == "auto"
     assert env.home() == Path.home() / ".cache" / "nybble"
 
 
@@ -27,7 +28,10 @@ def test_values(monkeypatch):
     assert (env.isa(), env.activation_type(), env.home()) == ("avx2", "f32", Path.home() / "models")
 
 
-@pytest.mark.parametrize(("name", "read"), [("NYBBLE_ISA", env.isa), ("NYBBLE_ACT", env.activation_type)])
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [("NYBBLE_ISA", env.isa), ("NYBBLE_ACT", env.activation_type), ("NYBBLE_TORCH_OPS", env.torch_ops)],
+)
 def test_refuses_what_it_does_not_know(monkeypatch, name, read):
     monkeypatch.setenv(name, "AVX2 ")
     with pytest.raises(ConfigError, match=f"{name} must be one of .*, not 'AVX2 '"):

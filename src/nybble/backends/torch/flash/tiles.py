@@ -30,7 +30,7 @@ class Tiles:
 
 def forward_tiles(q: torch.Tensor) -> Tiles:
     """For q [tokens, heads, head_dim] of this width and type."""
-    width, item = triton.next_power_of_2(q.shape[2]), q.element_size()
+    width, item = int(triton.next_power_of_2(q.shape[2])), q.element_size()
     if interpreted():  # small tiles, so that small tests have several of them
         return Tiles(16, 16, 4, 1)
     if item == 4:
@@ -44,7 +44,7 @@ def forward_tiles(q: torch.Tensor) -> Tiles:
 
 def backward_tiles(q: torch.Tensor) -> Tiles:
     """The same for the other direction, which keeps two sums."""
-    width, item = triton.next_power_of_2(q.shape[2]), q.element_size()
+    width, item = int(triton.next_power_of_2(q.shape[2])), q.element_size()
     if interpreted():
         return Tiles(16, 16, 4, 1)
     if item == 4:
@@ -80,4 +80,5 @@ def shared_bytes(device: torch.device) -> int:
     """Shared memory that one program may have on a GPU; Hopper's where there is none, to compile for it."""
     if device.type != "cuda":
         return HOPPER_SHARED_BYTES
-    return int(torch.cuda.get_device_properties(device).shared_memory_per_block_optin)
+    properties = torch.cuda.get_device_properties(device)
+    return int(getattr(properties, "shared_memory_per_block_optin", 48 << 10))  # not in torch's type hints
