@@ -161,7 +161,8 @@ class Library(Shelf):
 
     def _quantized(self, manifest: Manifest, quantize: Quantize, progress: Callable[[str], None]) -> Manifest:
         with self.blobs.workspace() as work:
-            quantize(self._layer_path(manifest.weights), work / "model.gguf")
+            with writing(self.root):
+                quantize(self._layer_path(manifest.weights), work / "model.gguf")
             progress("hashing the result")
             with writing(self.root):
                 digest = f"sha256:{file_digest(work / 'model.gguf')}"
