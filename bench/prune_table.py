@@ -141,7 +141,7 @@ def speed_lines(document: Document) -> list[str]:
     lines = [
         "", "## What it saves", "",
         f"One stream, {document['speed']['new_tokens']} tokens after 128, float16, medians "
-        f"of {document['speed']['rounds']} rounds in turns (lowest to highest). The reference: {spread(rates['reference'])} "
+        f"of {document['speed']['rounds']} rounds in turns (min to max). The reference: {spread(rates['reference'])} "
         "tok/s. Time saved is to be at least 0.9 x the share of bytes that went.", "",
         "| pruned | tok/s | bytes less | time per token less | ratio |", "|---|---|---|---|---|",
     ]  # fmt: skip
