@@ -20,7 +20,7 @@ SHORT = ["--steps", "3", "--seq-len", "32", "--batch", "1", "--threads", "1", "-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny("llama", tmp_path_factory.mktemp("models") / "llama")
+    return make_tiny("llama", tmp_path_factory.mktemp("models") / "llama", intermediate_size=128)
 
 
 @pytest.fixture(scope="module")

@@ -213,15 +213,17 @@ class BlockPlan(GridPlan):
 
 
 def walked(model: TrainableDecoder, group: Group) -> Iterator[tuple[str, torch.Tensor, nn.Module | None]]:
-    """Every weight by canonical name, with its transform: both whole until the next is asked for. Every process must
-    come."""
+    """Every weight by canonical name, with its transform: whole until the next is asked for. Every process must come.
+
+    Copies, because the storage of a shard's whole is freed afterwards, which a view in numpy would forbid.
+    """
     with group.whole(model):
         for name, weight in model.outer.items():
-            yield name, weight.detach().float(), _at(model.outer_transforms, name)
+            yield name, weight.detach().float().clone(), _at(model.outer_transforms, name)
     for i, layer in enumerate(model.layers):
         with group.whole(layer):
             for key, weight in layer.weights.items():
-                yield f"layers.{i}.{key.replace('/', '.')}", weight.detach().float(), _at(layer.transforms, key)
+                yield f"layers.{i}.{key.replace('/', '.')}", weight.detach().float().clone(), _at(layer.transforms, key)
 
 
 def _at(modules: nn.ModuleDict, key: str) -> nn.Module | None:
