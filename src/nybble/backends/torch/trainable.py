@@ -6,7 +6,7 @@ Parameters have their canonical names with slashes for dots (`attn/q`), because 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -104,7 +104,7 @@ class TrainableDecoder(nn.Module):
         embed = self._outer("embed")
         x = F.embedding(token_ids, embed) * spec.embed_scale
         kept = []
-        for index, layer in enumerate(self.layers):
+        for index, layer in enumerate(self.blocks()):
             rope = self._rope(layer.spec.rope, token_ids.shape[1], token_ids.device)
             if self.recompute and torch.is_grad_enabled():
                 x = checkpoint(layer, x, rope, use_reentrant=False)
@@ -120,10 +120,14 @@ class TrainableDecoder(nn.Module):
         found: torch.Tensor = self(token_ids, lambda x, weight, _: head_logits(self.spec, x, weight))
         return found
 
+    def blocks(self) -> list[TrainableLayer]:
+        """The layers, with their type."""
+        return [cast("TrainableLayer", layer) for layer in self.layers]
+
     def named_weights(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The parameters that are weights of the model, by canonical name."""
         yield from self.outer.items()
-        for i, layer in enumerate(self.layers):
+        for i, layer in enumerate(self.blocks()):
             for key, parameter in layer.weights.items():
                 yield f"layers.{i}.{key.replace('/', '.')}", parameter
 
@@ -131,13 +135,15 @@ class TrainableDecoder(nn.Module):
         """What the forward pass uses, by canonical name, layer by layer."""
         for name in self.outer:
             yield name, self._outer(name)
-        for i, layer in enumerate(self.layers):
+        for i, layer in enumerate(self.blocks()):
             for name, weight in layer.effective().items():
                 yield f"layers.{i}.{name}", weight
 
     def _outer(self, name: str) -> torch.Tensor:
-        weight = self.outer[name]
-        return self.outer_transforms[name](weight) if name in self.outer_transforms else weight
+        weight: torch.Tensor = self.outer[name]
+        if name in self.outer_transforms:
+            weight = self.outer_transforms[name](weight)
+        return weight
 
     def _rope(self, spec: RopeSpec, tokens: int, device: torch.device) -> Rope:
         key = (spec, tokens, device)

@@ -140,7 +140,8 @@ class _Distillation:
 
     def _train(self, data: Sequences, folder: RunFolder | None) -> tuple[Trained, TrainableDecoder]:
         options, group = self._options, self._group
-        ours, theirs = (), ()
+        ours: tuple[int, ...] = ()
+        theirs: tuple[int, ...] = ()
         if options.hidden:
             ours, theirs = pairs(len(self._model.checkpoint.spec.layers), len(self._teacher.spec.layers))
         teacher = None

@@ -93,7 +93,8 @@ def _read_half(data: Bytes, at: int) -> Floats:
 
 def _half(values: Floats | None) -> Bytes:
     assert values is not None
-    return np.ascontiguousarray(values, np.float16)[:, None].view(np.uint8)
+    data: Bytes = np.ascontiguousarray(values, np.float16)[:, None].view(np.uint8)
+    return data
 
 
 def _nibbles(codes: Ints) -> Bytes:

@@ -190,7 +190,7 @@ class BlockPlan(GridPlan):
         self._fixed[name] = data
         shape = prepared.weights[name].shape
         prepared.weights[name] = torch.from_numpy(
-            dequantize(self.formats[name], data.reshape(-1)).reshape(shape).copy()
+            dequantize(self.formats[name], data.reshape(-1).data).reshape(shape).copy()
         )
         prepared.frozen.add(name)
 
@@ -220,7 +220,7 @@ def walked(model: TrainableDecoder, group: Group) -> Iterator[tuple[str, torch.T
     with group.whole(model):
         for name, weight in model.outer.items():
             yield name, weight.detach().float().clone(), _at(model.outer_transforms, name)
-    for i, layer in enumerate(model.layers):
+    for i, layer in enumerate(model.blocks()):
         with group.whole(layer):
             for key, weight in layer.weights.items():
                 yield f"layers.{i}.{key.replace('/', '.')}", weight.detach().float().clone(), _at(layer.transforms, key)

@@ -24,7 +24,7 @@ def round_groups(
     high: torch.Tensor,
 ) -> torch.Tensor:
     """Values on the grid. weight: [rows, groups, size]; the others [rows, groups], low and high also [1]."""
-    found: torch.Tensor = _Round.apply(weight, scale, offset, low, high)
+    found: torch.Tensor = _Round.apply(weight, scale, offset, low, high)  # type: ignore[no-untyped-call]
     return found
 
 
@@ -66,7 +66,7 @@ class _Round(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:
         weight, scale, offset, low, high = ctx.saved_tensors
         to_weight, to_scale = torch.empty_like(weight), torch.empty_like(scale)
         to_offset = None if offset is None else torch.empty_like(offset)
@@ -100,7 +100,7 @@ def _rows(
 
 def stored_as(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Values as a type of 16 bits keeps them, float32 again; the gradient passes."""
-    found: torch.Tensor = _Stored.apply(values, dtype)
+    found: torch.Tensor = _Stored.apply(values, dtype)  # type: ignore[no-untyped-call]
     return found
 
 
@@ -111,13 +111,13 @@ class _Stored(torch.autograd.Function):
         return values.clamp(-limits.max, limits.max).to(dtype).float()
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:
         return grad, None
 
 
 def whole_numbers(values: torch.Tensor, low: int, high: int) -> torch.Tensor:
     """The nearest whole numbers between low and high; the gradient passes where they are between."""
-    found: torch.Tensor = _Whole.apply(values, low, high)
+    found: torch.Tensor = _Whole.apply(values, low, high)  # type: ignore[no-untyped-call]
     return found
 
 
@@ -128,6 +128,6 @@ class _Whole(torch.autograd.Function):
         return values.round().clamp_(low, high)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:
         (inside,) = ctx.saved_tensors
         return grad * inside, None, None

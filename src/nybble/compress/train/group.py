@@ -43,7 +43,7 @@ class Group:
         from torch.distributed.fsdp import fully_shard
 
         mesh = init_device_mesh(self.device.type, (self.size,))
-        for layer in model.layers:
+        for layer in model.blocks():
             fully_shard(layer, mesh=mesh)
         fully_shard(model, mesh=mesh)
 
@@ -79,7 +79,7 @@ class Group:
 
 def full(tensor: torch.Tensor) -> torch.Tensor:
     """The whole of a tensor that may be sharded. Every process must come."""
-    whole: torch.Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # type: ignore[operator]
+    whole: torch.Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
     return whole.detach()
 
 

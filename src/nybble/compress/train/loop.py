@@ -143,7 +143,7 @@ class Trainer:
             token_ids = torch.from_numpy(self._sequences.token_ids[rows]).to(group.device)
             with torch.autocast(group.device.type, torch.bfloat16, enabled=bool(options.bf16)):
                 losses = self._task.losses(token_ids, rows) / options.accumulate
-            losses[0].backward()
+            losses[0].backward()  # type: ignore[no-untyped-call]
             means += losses.detach().float().cpu()
         return means
 
