@@ -38,7 +38,18 @@ def matrix(
         return Codes(meaning, layout, group, low, high, scales(groups), minimum=scales(groups))
     zero = bytes_of(groups, n, most=1 << bits) if meaning == "int" and bits < 8 else None
     table = torch.linspace(-1, 1, 16, device=device)
-    return Codes(meaning, layout, group, low, high, scales(groups), zero, middle=1 << (bits - 1), table=table)
+    return Codes(
+        meaning,
+        layout,
+        group,
+        low,
+        high,
+        scales(groups),
+        zero,
+        middle=1 << (bits - 1),
+        table=table,
+        table16=table.half(),
+    )
 
 
 # By the names of the tables.

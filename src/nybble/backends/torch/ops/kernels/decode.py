@@ -11,11 +11,19 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+RAISED_BY = tl.constexpr(8388608.0)  # 2^23
+
+
+@triton.jit
+def raised(code):
+    """A code below 2^23, plus 2^23, as float32: put into its mantissa. A zero point is taken off with 2^23, at once."""
+    return (code.to(tl.int32) | 0x4B000000).to(tl.float32, bitcast=True)
+
 
 @triton.jit
 def whole(code):
-    """A code below 2^23 as float32: put into the mantissa of 2^23, which is taken off again. Two fast instructions."""
-    return (code.to(tl.int32) | 0x4B000000).to(tl.float32, bitcast=True) - 8388608.0
+    """A code below 2^23 as float32, in two fast instructions."""
+    return raised(code) - RAISED_BY
 
 
 @triton.jit
@@ -46,13 +54,13 @@ def decode(
         factor = tl.load(scale_ptr + (run * RUN // 256) * n + rows, mask=inside, other=0.0).to(tl.float32)
         small = run * (RUN // 16) + tl.arange(0, RUN) // 16
         scales = tl.load(packed_ptr + small[None, :] * n + rows[:, None], mask=inside[:, None], other=0)
-        values = (whole(code) - 32.0) * scales.to(tl.float32)
+        values = (raised(code) - (RAISED_BY + 32.0)) * scales.to(tl.float32)
     else:
         # Inputs that only fill up the last chunk have no group.
         at = tl.minimum(run * RUN // GROUP, groups - 1) * n + rows
         factor = tl.load(scale_ptr + at, mask=inside, other=0.0).to(tl.float32)
         if MEANING == "table":
-            values = tl.load(table_ptr + code)
+            values = tl.load(table_ptr + code).to(tl.float32)
         elif MEANING == "e4m3":
             values = code.to(tl.float8e4nv, bitcast=True).to(tl.float32)
         elif MEANING == "affine":
@@ -60,9 +68,9 @@ def decode(
             offset = -tl.load(minimum_ptr + at, mask=inside, other=0.0).to(tl.float32)
         elif HAS_ZERO:
             zero = tl.load(zero_ptr + at, mask=inside, other=0).to(tl.float32)
-            values = whole(code) - zero[:, None]
+            values = raised(code) - (zero + RAISED_BY)[:, None]
         else:
-            values = whole(code) - middle
+            values = raised(code) - (middle + RAISED_BY)
     return values, factor, offset
 
 

@@ -92,10 +92,11 @@ def run_product(x: torch.Tensor, codes: Codes, tile: Tile) -> torch.Tensor:
     dtype = x.dtype if tile.splits == 1 else torch.float32
     out = torch.empty((tile.splits, m, n), dtype=dtype, device=x.device)
     spare = codes.low
+    table = codes.table if x.element_size() == 4 else codes.table16
     grid = (triton.cdiv(n, tile.rows), triton.cdiv(m, tile.tokens), tile.splits)
     product_kernel[grid](
         x, codes.low, _or(codes.high, spare), codes.scale, _or(codes.zero, spare), _or(codes.minimum, codes.scale),
-        _or(codes.packed, spare), _or(codes.table, codes.scale), out, m, n, x.shape[1], chunks, len(codes.scale),
+        _or(codes.packed, spare), _or(table, codes.scale), out, m, n, x.shape[1], chunks, len(codes.scale),
         codes.middle, x.stride(0), tile.splits, **_constants(codes), BLOCK_M=tile.tokens, BLOCK_N=tile.rows,
         SCALE_AFTER=few_tokens(tile) and codes.meaning != "q6", **OPTIONS, num_warps=tile.warps,
         num_stages=_stages(codes, tile, x),

@@ -29,7 +29,8 @@ class Codes:
     scale: [groups, out] float16 or float32; with `k` and `q6`, d [in / 256, out] float16. zero: uint8 or int16
     [groups, out], None: `middle` everywhere. minimum: `k`: dmin [in / 256, out]; `affine`: float16 [groups, out].
     packed: `k`: the 12 bytes of scales and minima, uint8 [in / 256, 12, out]; `q6`: int8 [in / 16, out]. table:
-    float32 [16].
+    float32 [16], and table16, the same in float16: two bytes a number are looked up in the first-level cache, where
+    Triton would copy four to shared memory one by one.
     """
 
     meaning: Meaning
@@ -43,9 +44,10 @@ class Codes:
     minimum: torch.Tensor | None = None
     packed: torch.Tensor | None = None
     table: torch.Tensor | None = None
+    table16: torch.Tensor | None = None
 
     def tensors(self) -> tuple[torch.Tensor, ...]:
-        every = (self.low, self.high, self.scale, self.zero, self.minimum, self.packed, self.table)
+        every = (self.low, self.high, self.scale, self.zero, self.minimum, self.packed, self.table, self.table16)
         return tuple(one for one in every if one is not None)
 
 

@@ -49,7 +49,7 @@ def _q5_0(b: Bytes, device: torch.device) -> Codes:
 def _iq4_nl(b: Bytes, device: torch.device) -> Codes:
     low, _ = _planes(Layout(4, 32), _nibbles(b[:, :, 2:]), device)
     table = torch.from_numpy(IQ4_VALUES.copy()).to(device)
-    return Codes("table", Layout(4, 32), 32, low, None, _halves(b[:, :, :2], device), table=table)
+    return Codes("table", Layout(4, 32), 32, low, None, _halves(b[:, :, :2], device), table=table, table16=table.half())
 
 
 def _mxfp4(b: Bytes, device: torch.device) -> Codes:
@@ -57,7 +57,7 @@ def _mxfp4(b: Bytes, device: torch.device) -> Codes:
     scale = np.ldexp(np.float32(1), b[:, :, 0].astype(np.int32) - 128).astype(np.float32)  # of twice the value
     table = torch.from_numpy(E2M1_DOUBLED.copy()).to(device)
     packed = torch.from_numpy(np.ascontiguousarray(scale.T)).to(device)
-    return Codes("table", Layout(4, 32), 32, low, None, packed, table=table)
+    return Codes("table", Layout(4, 32), 32, low, None, packed, table=table, table16=table.half())
 
 
 def _q8_0(b: Bytes, device: torch.device) -> Codes:

@@ -45,9 +45,8 @@ def from_codebook(weight: Codebook4, device: torch.device | str) -> CodedLinear 
     low, _ = layout.pack(on_device(weight.codes, device))
     scale = on_device(weight.absmax.reshape(rows, -1).T, device)
     table = on_device(CODEBOOKS[weight.table], device)
-    return CodedLinear(
-        weight.table.upper(), Codes("table", layout, weight.block, low, None, scale, table=table), columns
-    )
+    codes = Codes("table", layout, weight.block, low, None, scale, table=table, table16=table.half())
+    return CodedLinear(weight.table.upper(), codes, columns)
 
 
 def from_float8(weight: Float8, device: torch.device | str) -> CodedLinear | None:
