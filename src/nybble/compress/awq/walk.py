@@ -20,9 +20,9 @@ from nybble.compress.grids import Grid, round_to_nearest
 from nybble.compress.methods import Progress, QuantizeReport, QuantizeRequest
 from nybble.compress.safetensors.linear import empty_grouped, grouped, largest_layer_bytes, put, take
 from nybble.compress.safetensors.model import GROUPS, FolderModel, Module
-from nybble.compress.safetensors.options import CALIBRATION, Options, fitting_group, num_tokens
+from nybble.compress.safetensors.options import CALIBRATION, Options, fitting_group
 from nybble.compress.safetensors.run import LayerResult, quantize_folder, skipped
-from nybble.compress.safetensors.timing import forward_seconds, hessian_seconds, rounding_seconds
+from nybble.compress.safetensors.timing import forward_seconds, hessian_seconds, product_seconds, rounding_seconds
 from nybble.core.errors import ConfigError
 from nybble.core.spec import LayerSpec
 from nybble.formats.dialects.awq import write_awq
@@ -105,7 +105,6 @@ class Awq:
     @torch.no_grad()
     def seconds(self) -> float:
         """As LayerPass.seconds."""
-        tokens = num_tokens(self._options)
 
         def round_one(weight: torch.Tensor) -> object:
             hessian = torch.eye(weight.shape[1])
@@ -113,8 +112,8 @@ class Awq:
                 search_clip(weight, hessian, self._grid) if self._clips else None
             )
 
-        rounding = rounding_seconds(self.model, round_one, self._grid.group_size)
-        return rounding + forward_seconds(self.model, tokens, 2.0) + hessian_seconds(self.model, tokens)
+        total = rounding_seconds(self.model, round_one, self._grid.group_size) + product_seconds(self.model, 80.0)
+        return total + forward_seconds(self.model, self._options, 2.0) + hessian_seconds(self.model, self._options)
 
     def start(self, work: Path, first_layer: int) -> list[str]:
         """As LayerPass.start."""

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from nybble.checkpoint import Checkpoint
 from nybble.compress.calibration.text import read_texts
-from nybble.compress.safetensors.options import DEFAULT_SAMPLES, DEFAULT_TOKENS, Options
+from nybble.compress.safetensors.options import DEFAULT_SAMPLES, Options, sample_tokens
 from nybble.core.errors import ConfigError
 from nybble.tokenizer import Tokenizer, load_tokenizer
 
@@ -52,7 +52,7 @@ def load_calibration(checkpoint: Checkpoint, options: Options) -> Calibration:
         TokenizerError: the model's tokenizer cannot be built.
     """
     count = options.integer("calibration_samples", DEFAULT_SAMPLES, high=1 << 16)
-    length = options.integer("calibration_tokens", DEFAULT_TOKENS, low=8, high=1 << 16)
+    length = sample_tokens(options)
     if length > checkpoint.spec.context_length:
         raise ConfigError(
             f"--calibration-tokens {length} is more than the model's context of {checkpoint.spec.context_length}"

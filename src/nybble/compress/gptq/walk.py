@@ -15,14 +15,20 @@ from nybble.backends.torch import Layer, TorchDecoder
 from nybble.compress.calibration.groups import walk_groups
 from nybble.compress.calibration.samples import Calibration, load_calibration
 from nybble.compress.calibration.stream import Moments, Stream, quiet_inputs
-from nybble.compress.gptq.algorithm import GptqOptions, Order, gptq, prepare
+from nybble.compress.gptq.algorithm import GptqOptions, Order, Prepared, gptq, prepare
 from nybble.compress.grids import Grid
 from nybble.compress.methods import Progress, QuantizeReport, QuantizeRequest
 from nybble.compress.safetensors.linear import empty_grouped, grouped, largest_layer_bytes, put, take
 from nybble.compress.safetensors.model import FolderModel, Module
-from nybble.compress.safetensors.options import CALIBRATION, Options, fitting_group, num_tokens
+from nybble.compress.safetensors.options import CALIBRATION, Options, fitting_group
 from nybble.compress.safetensors.run import LayerResult, quantize_folder, skipped
-from nybble.compress.safetensors.timing import forward_seconds, hessian_seconds, rounding_seconds
+from nybble.compress.safetensors.timing import (
+    forward_seconds,
+    hessian_seconds,
+    inverse_seconds,
+    product_seconds,
+    rounding_seconds,
+)
 from nybble.core.errors import ConfigError
 from nybble.formats.dialects.gptq import write_gptq
 from nybble.formats.stored import Stored
@@ -120,14 +126,18 @@ class Gptq:
     @torch.no_grad()
     def seconds(self) -> float:
         """As LayerPass.seconds."""
-        tokens = num_tokens(self._options)
+        shared: dict[int, Prepared] = {}
 
         def round_one(weight: torch.Tensor) -> object:
-            return gptq(weight, prepare(torch.eye(weight.shape[1]), self._gptq), self._gptq)
+            inputs = weight.shape[1]
+            if inputs not in shared:
+                shared[inputs] = prepare(torch.eye(inputs), self._gptq)
+            return gptq(weight, shared[inputs], self._gptq)
 
-        rounding = rounding_seconds(self.model, round_one, self._gptq.grid.group_size)
+        total = rounding_seconds(self.model, round_one, self._gptq.grid.group_size)
+        total += product_seconds(self.model, 5.0) + inverse_seconds(self.model, 3.0)
         # Twice through gate and up, once through the rest.
-        return rounding + forward_seconds(self.model, tokens, 1.6) + hessian_seconds(self.model, tokens)
+        return total + forward_seconds(self.model, self._options, 1.6) + hessian_seconds(self.model, self._options)
 
     def start(self, work: Path, first_layer: int) -> list[str]:
         """As LayerPass.start."""

@@ -23,13 +23,13 @@ from nybble.compress.rtn.config import compressed_config
 from nybble.compress.rtn.float8 import quantize_float8
 from nybble.compress.safetensors.linear import TORCH_DTYPES, empty_grouped, grouped, largest_layer_bytes, put, take
 from nybble.compress.safetensors.model import Floats, FolderModel, Module
-from nybble.compress.safetensors.options import CALIBRATION, Options, fitting_group, num_tokens
+from nybble.compress.safetensors.options import CALIBRATION, Options, fitting_group
 from nybble.compress.safetensors.run import LayerResult, assigned, quantize_folder
 from nybble.compress.safetensors.timing import forward_seconds, rounding_seconds
 from nybble.core.errors import ConfigError
 from nybble.families.common import GGUF_NAMES
 from nybble.formats.dialects.compressed import write_float8, write_packed
-from nybble.formats.stored import Stored
+from nybble.formats.stored import Stored, floats_as
 from nybble.quant.weights import Float8
 
 # Type -> bits and inputs per scale.
@@ -132,13 +132,17 @@ class RoundToNearest:
     @torch.no_grad()
     def seconds(self) -> float:
         """As LayerPass.seconds."""
-        grid = next(iter(self._grids.values()), None)
-        dtype = TORCH_DTYPES[self.model.dtype]
-        total = rounding_seconds(
-            self.model,
-            lambda weight: quantize_float8(weight, dtype) if grid is None else round_to_nearest(weight, grid),
-        )
-        return total + (forward_seconds(self.model, num_tokens(self._options), 2.0) if self._calibrated else 0.0)
+        name = next((one for one in self._types.values() if one not in _FLOATS), next(iter(self._types.values())))
+        size = self._grids[name].group_size if name in self._grids else 128
+
+        def round_one(weight: torch.Tensor) -> object:
+            if name in _FLOATS:
+                return floats_as(weight.numpy(), _FLOATS[name])
+            importance = torch.ones(weight.shape[1]) if self._calibrated or self._imatrix is not None else None
+            return _measured(weight, self._rounded("", name, weight, importance)[1], importance, name)
+
+        total = rounding_seconds(self.model, round_one, size)
+        return total + (forward_seconds(self.model, self._options, 2.0) if self._calibrated else 0.0)
 
     def start(self, work: Path, first_layer: int) -> list[str]:
         """As LayerPass.start."""
@@ -165,15 +169,8 @@ class RoundToNearest:
                 continue
             weight = torch.from_numpy(self.model.read_module(module)) if layer is None else take(layer.weights, module)
             importance = moments[module.group].importance(module.stem) if moments else self._from_imatrix(module)
-            if name == "fp8":
-                float8 = quantize_float8(weight, TORCH_DTYPES[self.model.dtype])
-                stored |= write_float8(module.stem, float8, dtype=self.model.dtype)
-                values = float8.decode()
-            else:
-                grid = self._grids[name]
-                rounded = grouped(module.stem, *round_to_nearest(weight, grid, importance), grid)
-                stored |= write_packed(module.stem, rounded, dtype=self.model.dtype)
-                values = rounded.decode()
+            tensors, values = self._rounded(module.stem, name, weight, importance)
+            stored |= tensors
             if layer is not None:
                 put(layer.weights, module, values)
             errors[module.stem] = _measured(weight, values, importance, name)
@@ -181,6 +178,17 @@ class RoundToNearest:
         if self._stream is not None and layer is not None:
             self._stream.advance(index, layer)
         return LayerResult(stored, errors=errors)
+
+    def _rounded(
+        self, stem: str, name: str, weight: torch.Tensor, importance: torch.Tensor | None
+    ) -> tuple[Mapping[str, Stored], Floats]:
+        """What is stored of a linear, and the values that it means."""
+        if name == "fp8":
+            float8 = quantize_float8(weight, TORCH_DTYPES[self.model.dtype])
+            return write_float8(stem, float8, dtype=self.model.dtype), float8.decode()
+        grid = self._grids[name]
+        rounded = grouped(stem, *round_to_nearest(weight, grid, importance), grid)
+        return write_packed(stem, rounded, dtype=self.model.dtype), rounded.decode()
 
     def _from_imatrix(self, module: Module) -> torch.Tensor | None:
         if self._imatrix is None:

@@ -81,7 +81,12 @@ class Options:
 def num_tokens(options: Options) -> int:
     """Of all calibration samples. Raises ConfigError."""
     samples = options.integer("calibration_samples", DEFAULT_SAMPLES, high=1 << 16)
-    return samples * options.integer("calibration_tokens", DEFAULT_TOKENS, low=8, high=1 << 16)
+    return samples * sample_tokens(options)
+
+
+def sample_tokens(options: Options) -> int:
+    """Of each calibration sample. Raises ConfigError."""
+    return options.integer("calibration_tokens", DEFAULT_TOKENS, low=8, high=1 << 16)
 
 
 def fitting_group(wanted: int, widths: list[int]) -> tuple[int, str | None]:

@@ -1,4 +1,8 @@
-"""How long a pass will take, about: from a matrix product and one rounding, measured on this machine for a moment."""
+"""How long a pass will take, about: from parts of its work, measured on this machine for a moment.
+
+What grows with the number of weights is measured on one small matrix. What grows faster, with the square or the cube of
+a matrix's width, is counted in operations and told by the speed of a matrix product.
+"""
 
 from __future__ import annotations
 
@@ -7,33 +11,60 @@ from collections.abc import Callable
 
 import torch
 
-from nybble.compress.safetensors.model import FolderModel
+from nybble.backends.torch import TorchDecoder
+from nybble.compress.safetensors.model import FolderModel, Module
+from nybble.compress.safetensors.options import Options, num_tokens, sample_tokens
 
 _SIDE = 1024
 _ROWS, _COLUMNS = 512, 1024
+_TOKENS = 1024  # run through one layer
 
 
 def rounding_seconds(model: FolderModel, round_one: Callable[[torch.Tensor], object], group_size: int = 128) -> float:
-    """Of all linears, from one of `round_one` on a smaller one."""
+    """Of all linears, from one of `round_one` on a smaller one, and of decoding them before."""
     modules = list(model.all_modules())
     size = max(1, group_size)
     inputs = max(size, min(_COLUMNS, max(module.inputs for module in modules)) // size * size)
     weight = torch.randn(_ROWS, inputs, generator=torch.Generator().manual_seed(0)) * 0.02
-    return _seconds(lambda: round_one(weight)) * sum(module.num_weights for module in modules) / weight.numel()
+    each = _seconds(lambda: round_one(weight)) / weight.numel()
+    first = modules[0]
+    each += _seconds(lambda: model.read_module(first)) / first.num_weights
+    return each * sum(module.num_weights for module in modules)
 
 
-def forward_seconds(model: FolderModel, num_tokens: int, passes: float) -> float:
-    """Of running all linears over so many tokens so many times."""
-    weights = sum(module.num_weights for module in model.all_modules())
-    return 2.0 * weights * num_tokens * passes * _seconds_per_operation()
+def forward_seconds(model: FolderModel, options: Options, passes: float) -> float:
+    """Of running all calibration samples so many times through all layers, from some tokens through the first."""
+    length = sample_tokens(options)
+    layer = TorchDecoder(model.checkpoint, context=length).layer(0, length)
+    x = torch.randn(max(1, _TOKENS // length), length, model.spec.hidden_size)
+    each = _seconds(lambda: layer.forward(x)) / (x.shape[0] * length)
+    return each * num_tokens(options) * model.num_layers * passes
 
 
-def hessian_seconds(model: FolderModel, num_tokens: int) -> float:
+def hessian_seconds(model: FolderModel, options: Options) -> float:
     """Of adding up x x^T for every group of linears."""
-    squares = 0
+    squares = sum(width * width for width in _group_widths(model))
+    return 2.0 * squares * num_tokens(options) * _seconds_per_operation()
+
+
+def inverse_seconds(model: FolderModel, per_cube: float) -> float:
+    """Of so many operations per cube of the inputs of every group of linears: what GPTQ does to H."""
+    return per_cube * sum(width**3 for width in _group_widths(model)) * _seconds_per_operation()
+
+
+def product_seconds(model: FolderModel, per_weight_and_input: float) -> float:
+    """Of so many operations per weight and input of every linear: of products W H, beyond those of the small matrix."""
+    excess = sum(module.num_weights * max(0, module.inputs - _COLUMNS) for module in model.all_modules())
+    return per_weight_and_input * excess * _seconds_per_operation()
+
+
+def _group_widths(model: FolderModel) -> list[int]:
+    """Inputs of each group of linears of each layer."""
+    found: list[int] = []
     for layer in range(model.num_layers):
-        squares += sum(width * width for width in {m.group: m.inputs for m in model.modules(layer)}.values())
-    return 2.0 * squares * num_tokens * _seconds_per_operation()
+        groups: dict[int, Module] = {module.group: module for module in model.modules(layer)}
+        found += [module.inputs for module in groups.values()]
+    return found
 
 
 def _seconds_per_operation() -> float:
