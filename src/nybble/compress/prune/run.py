@@ -137,8 +137,7 @@ def run_prune(
 def predict(src: Path, dst: Path, options: PruneOptions) -> Prediction:
     """What `run_prune` would write. Raises as it does, but for the target."""
     model = _open(src)
-    walk = make_walk(model, options)
-    assert walk
+    make_walk(model, options)  # refuses what does not fit
     spec = expected_spec(model, options)
     exact = spec is not None
     if spec is None:
