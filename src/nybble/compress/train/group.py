@@ -6,20 +6,22 @@ and of the optimizer's state, and gets the rest of a layer only while it compute
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors.torch import load, save
 from torch import nn
 
 from nybble.backends.torch.trainable import TrainableDecoder
 from nybble.core.errors import ConfigError
 
-T = TypeVar("T")
+_FACTS = "facts:"  # no tensor is called so
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +69,23 @@ class Group:
             values = values / self.size
         return values
 
-    def share(self, value: T) -> T:
-        """What process 0 has."""
+    def share(
+        self, facts: Any, tensors: Mapping[str, torch.Tensor] | None = None
+    ) -> tuple[Any, dict[str, torch.Tensor]]:
+        """What process 0 has: facts that JSON can say, and tensors by name. Sent as safetensors, never pickled."""
         if self.size == 1:
-            return value
-        box: list[Any] = [value]
-        dist.broadcast_object_list(box, src=0)
-        shared: T = box[0]
-        return shared
+            return facts, dict(tensors or {})
+        packed = torch.empty(0, dtype=torch.uint8)
+        if self.leads:
+            words = torch.frombuffer(bytearray(json.dumps(facts).encode()), dtype=torch.uint8)
+            own = {name: tensor.contiguous() for name, tensor in (tensors or {}).items()}
+            packed = torch.frombuffer(bytearray(save({_FACTS: words, **own})), dtype=torch.uint8)
+        length = torch.tensor([packed.numel()], device=self.device)
+        dist.broadcast(length, src=0)
+        sent = packed.to(self.device) if self.leads else torch.empty(int(length), dtype=torch.uint8, device=self.device)
+        dist.broadcast(sent, src=0)
+        found = load(sent.cpu().numpy().tobytes())
+        return json.loads(found.pop(_FACTS).numpy().tobytes()), found
 
 
 def full(tensor: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -169,7 +169,7 @@ class Trainer:
             return
         each = (self._seconds - self._before_timed) / (_TIMED[1] - _TIMED[0])
         fit = int((60 * self._options.minutes - self._seconds) / max(each, 1e-6))
-        self._total = self._group.share(self._step + max(1, fit))
+        self._total, _ = self._group.share(self._step + max(1, fit))
 
     def _give_up(self, loss: float) -> None:
         step = self._step + 1
@@ -207,12 +207,13 @@ class Trainer:
 
     def _restore(self) -> None:
         found = None if self._folder is None else self._folder.load()
-        found = self._group.share(found)
-        if found is None:
+        place, own = (None, {}) if found is None else (asdict(found[0]), found[1])
+        place, tensors = self._group.share(place, own)
+        if place is None:
             if self._folder is not None:
                 self._folder.need(12 * sum(p.numel() for p in self._parameters.values()))
             return
-        position, tensors = found
+        position = Position(**place)
         missing = set(self._parameters) - set(tensors)
         if missing or any(tensors[name].shape != p.shape for name, p in self._parameters.items()):
             raise CheckpointError("the checkpoint does not fit the model: start again without --resume")

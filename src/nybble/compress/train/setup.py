@@ -91,9 +91,9 @@ def load_data(
         )
         count, length = found.token_ids.shape
         progress.note(f"{count} sequences of {length - 1} tokens of {found.name}")
-    shared = group.share(found)
-    assert shared is not None
-    return shared
+    ids = {} if found is None else {"token_ids": torch.from_numpy(found.token_ids)}
+    name, tensors = group.share(found and found.name, ids)
+    return Sequences(tensors["token_ids"].numpy(), name)
 
 
 def check_paths(source: Path, target: Path, *, force: bool) -> None:
