@@ -1,9 +1,11 @@
-"""The blocks of a GGUF file as codes in planes: the same bits, moved so that a GPU loads them in wide pieces."""
+"""The blocks of a GGUF file as codes in planes: the same bits, moved so that a GPU loads them in wide pieces.
+
+The bytes go to the device as they are and are taken apart there, so that loading does not wait for the CPU.
+"""
 
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from nybble.backends.torch.ops.low_bit.coded import CodedLinear, Codes
@@ -11,117 +13,115 @@ from nybble.backends.torch.ops.low_bit.planes import Layout
 from nybble.checkpoint import Tensor
 from nybble.quant.reference import E2M1_DOUBLED, IQ4_VALUES
 
-Bytes = npt.NDArray[np.uint8]
 BLOCK_TYPES = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "MXFP4")
 
 
 def from_blocks(tensor: Tensor, device: torch.device | str) -> CodedLinear:
     """tensor: a matrix of one of BLOCK_TYPES."""
     rows, columns = tensor.shape
-    blocks = np.frombuffer(tensor.data, np.uint8).reshape(rows, -1, tensor.format.block_bytes)
-    codes = _READERS[tensor.format.name](blocks, torch.device(device))
-    return CodedLinear(tensor.format.name, codes, columns)
+    stored = torch.from_numpy(np.frombuffer(tensor.data, np.uint8).copy())
+    blocks = stored.to(device).view(rows, -1, tensor.format.block_bytes)
+    return CodedLinear(tensor.format.name, _READERS[tensor.format.name](blocks), columns)
 
 
-def _q4_0(b: Bytes, device: torch.device) -> Codes:
-    low, _ = _planes(Layout(4, 32), _nibbles(b[:, :, 2:]), device)
-    return Codes("int", Layout(4, 32), 32, low, None, _halves(b[:, :, :2], device), middle=8)
+def _q4_0(b: torch.Tensor) -> Codes:
+    low, _ = _planes(Layout(4, 32), _nibbles(b[:, :, 2:]))
+    return Codes("int", Layout(4, 32), 32, low, None, _halves(b[:, :, :2]), middle=8)
 
 
-def _q4_1(b: Bytes, device: torch.device) -> Codes:
-    return _affine(Layout(4, 32), _nibbles(b[:, :, 4:]), b, device)
+def _q4_1(b: torch.Tensor) -> Codes:
+    return _affine(Layout(4, 32), _nibbles(b[:, :, 4:]), b)
 
 
-def _q5_1(b: Bytes, device: torch.device) -> Codes:
-    return _affine(Layout(5, 32), _nibbles(b[:, :, 8:]) | _fifth(b[:, :, 4:8]), b, device)
+def _q5_1(b: torch.Tensor) -> Codes:
+    return _affine(Layout(5, 32), _nibbles(b[:, :, 8:]) | _fifth(b[:, :, 4:8]), b)
 
 
-def _affine(layout: Layout, codes: Bytes, b: Bytes, device: torch.device) -> Codes:
-    low, high = _planes(layout, codes, device)
-    return Codes("affine", layout, 32, low, high, _halves(b[:, :, :2], device), minimum=_halves(b[:, :, 2:4], device))
+def _affine(layout: Layout, codes: torch.Tensor, b: torch.Tensor) -> Codes:
+    low, high = _planes(layout, codes)
+    return Codes("affine", layout, 32, low, high, _halves(b[:, :, :2]), minimum=_halves(b[:, :, 2:4]))
 
 
-def _q5_0(b: Bytes, device: torch.device) -> Codes:
-    low, high = _planes(Layout(5, 32), _nibbles(b[:, :, 6:]) | _fifth(b[:, :, 2:6]), device)
-    return Codes("int", Layout(5, 32), 32, low, high, _halves(b[:, :, :2], device), middle=16)
+def _q5_0(b: torch.Tensor) -> Codes:
+    low, high = _planes(Layout(5, 32), _nibbles(b[:, :, 6:]) | _fifth(b[:, :, 2:6]))
+    return Codes("int", Layout(5, 32), 32, low, high, _halves(b[:, :, :2]), middle=16)
 
 
-def _iq4_nl(b: Bytes, device: torch.device) -> Codes:
-    low, _ = _planes(Layout(4, 32), _nibbles(b[:, :, 2:]), device)
-    table = torch.from_numpy(IQ4_VALUES.copy()).to(device)
-    return Codes("table", Layout(4, 32), 32, low, None, _halves(b[:, :, :2], device), table=table, table16=table.half())
+def _q8_0(b: torch.Tensor) -> Codes:
+    low, _ = _planes(Layout(8, 32), b[:, :, 2:] ^ 128)
+    return Codes("int", Layout(8, 32), 32, low, None, _halves(b[:, :, :2]), middle=128)
 
 
-def _mxfp4(b: Bytes, device: torch.device) -> Codes:
-    low, _ = _planes(Layout(4, 32), _nibbles(b[:, :, 1:]), device)
-    scale = np.ldexp(np.float32(1), b[:, :, 0].astype(np.int32) - 128).astype(np.float32)  # of twice the value
-    table = torch.from_numpy(E2M1_DOUBLED.copy()).to(device)
-    packed = torch.from_numpy(np.ascontiguousarray(scale.T)).to(device)
-    return Codes("table", Layout(4, 32), 32, low, None, packed, table=table, table16=table.half())
+def _iq4_nl(b: torch.Tensor) -> Codes:
+    low, _ = _planes(Layout(4, 32), _nibbles(b[:, :, 2:]))
+    table = torch.from_numpy(IQ4_VALUES.copy()).to(b.device)
+    return Codes("table", Layout(4, 32), 32, low, None, _halves(b[:, :, :2]), table=table, table16=table.half())
 
 
-def _q8_0(b: Bytes, device: torch.device) -> Codes:
-    low, _ = _planes(Layout(8, 32), b[:, :, 2:] ^ np.uint8(128), device)
-    return Codes("int", Layout(8, 32), 32, low, None, _halves(b[:, :, :2], device), middle=128)
+def _mxfp4(b: torch.Tensor) -> Codes:
+    low, _ = _planes(Layout(4, 32), _nibbles(b[:, :, 1:]))
+    exponent = b[:, :, 0].int()
+    # 2^(exponent - 128), half of the scale, for a table of doubled values; the two smallest have no exponent bits.
+    bits = torch.where(exponent < 2, 0x00200000 << exponent.clamp(max=1), (exponent - 1) << 23)
+    table = torch.from_numpy(E2M1_DOUBLED.copy()).to(b.device)
+    scale = bits.view(torch.float32).t().contiguous()
+    return Codes("table", Layout(4, 32), 32, low, None, scale, table=table, table16=table.half())
 
 
-def _q4_k(b: Bytes, device: torch.device) -> Codes:
-    return _two_level(b, _fields(b[:, :, 16:], 4), Layout(4, 32), device)
+def _q4_k(b: torch.Tensor) -> Codes:
+    return _two_level(b, _fields(b[:, :, 16:], 4), Layout(4, 32))
 
 
-def _q5_k(b: Bytes, device: torch.device) -> Codes:
-    codes = _fields(b[:, :, 48:], 4) | (_fields(b[:, :, 16:48], 1) << np.uint8(4))
-    return _two_level(b, codes, Layout(5, 32), device)
+def _q5_k(b: torch.Tensor) -> Codes:
+    return _two_level(b, _fields(b[:, :, 48:], 4) | (_fields(b[:, :, 16:48], 1) << 4), Layout(5, 32))
 
 
-def _two_level(b: Bytes, codes: Bytes, layout: Layout, device: torch.device) -> Codes:
-    low, high = _planes(layout, codes, device)
+def _two_level(b: torch.Tensor, codes: torch.Tensor, layout: Layout) -> Codes:
+    low, high = _planes(layout, codes)
+    packed = _rows_last(b[:, :, 4:16])
     return Codes(
-        "k", layout, 32, low, high, _halves(b[:, :, :2], device), minimum=_halves(b[:, :, 2:4], device),
-        packed=_rows_last(b[:, :, 4:16], device),
+        "k", layout, 32, low, high, _halves(b[:, :, :2]), minimum=_halves(b[:, :, 2:4]), packed=packed
     )  # fmt: skip
 
 
-def _q6_k(b: Bytes, device: torch.device) -> Codes:
+def _q6_k(b: torch.Tensor) -> Codes:
     halves = b[:, :, :128].reshape(*b.shape[:2], 2, 64)
-    nibbles = np.concatenate([halves & 15, halves >> 4], axis=3).reshape(*b.shape[:2], 256)
-    codes = nibbles | (_fields(b[:, :, 128:192], 2) << np.uint8(4))
-    layout = Layout(6, 32)
-    low, high = _planes(layout, codes, device)
-    scales = _rows_last(b[:, :, 192:208], device).view(torch.int8).flatten(0, 1)
-    return Codes("q6", layout, 16, low, high, _halves(b[:, :, 208:210], device), packed=scales)
+    nibbles = torch.cat([halves & 15, halves >> 4], dim=3).reshape(*b.shape[:2], 256)
+    low, high = _planes(Layout(6, 32), nibbles | (_fields(b[:, :, 128:192], 2) << 4))
+    scales = _rows_last(b[:, :, 192:208]).view(torch.int8).flatten(0, 1)
+    return Codes("q6", Layout(6, 32), 16, low, high, _halves(b[:, :, 208:210]), packed=scales)
 
 
-def _fifth(word: Bytes) -> Bytes:
+def _fifth(word: torch.Tensor) -> torch.Tensor:
     """[rows, blocks, 4] -> [rows, blocks, 32]: bit j of the 32-bit word, as 0 or 16."""
-    return np.unpackbits(word, axis=2, bitorder="little") << np.uint8(4)
+    bits = torch.arange(8, dtype=torch.uint8, device=word.device)
+    return (((word[:, :, :, None] >> bits) & 1) << 4).flatten(2)
 
 
-def _nibbles(packed: Bytes) -> Bytes:
+def _nibbles(packed: torch.Tensor) -> torch.Tensor:
     """[rows, blocks, 16] -> [rows, blocks, 32]: all low nibbles, then all high ones."""
-    return np.concatenate([packed & 15, packed >> 4], axis=2)
+    return torch.cat([packed & 15, packed >> 4], dim=2)
 
 
-def _fields(packed: Bytes, bits: int) -> Bytes:
+def _fields(packed: torch.Tensor, bits: int) -> torch.Tensor:
     """[rows, blocks, 32 h] -> [rows, blocks, h * 8 / bits * 32]: of 32 bytes, field 0 of all, then field 1, ..."""
     runs = packed.reshape(*packed.shape[:2], -1, 1, 32)
-    shifts = np.arange(0, 8, bits, dtype=np.uint8).reshape(-1, 1)
-    return ((runs >> shifts) & np.uint8((1 << bits) - 1)).reshape(*packed.shape[:2], -1)
+    shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device).view(-1, 1)
+    return ((runs >> shifts) & ((1 << bits) - 1)).reshape(*packed.shape[:2], -1)
 
 
-def _planes(layout: Layout, codes: Bytes, device: torch.device) -> tuple[torch.Tensor, torch.Tensor | None]:
-    return layout.pack(torch.from_numpy(np.ascontiguousarray(codes.reshape(len(codes), -1))).to(device))
+def _planes(layout: Layout, codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    return layout.pack(codes.reshape(len(codes), -1))
 
 
-def _rows_last(part: Bytes, device: torch.device) -> torch.Tensor:
+def _rows_last(part: torch.Tensor) -> torch.Tensor:
     """[rows, blocks, n] -> [blocks, n, rows]."""
-    return torch.from_numpy(np.ascontiguousarray(part.transpose(1, 2, 0))).to(device)
+    return part.permute(1, 2, 0).contiguous()
 
 
-def _halves(part: Bytes, device: torch.device) -> torch.Tensor:
+def _halves(part: torch.Tensor) -> torch.Tensor:
     """Two bytes of each block -> float16 [blocks, rows]."""
-    values = np.ascontiguousarray(part).view(np.float16)[:, :, 0]
-    return torch.from_numpy(np.ascontiguousarray(values.T)).to(device)
+    return part.contiguous().view(torch.float16)[:, :, 0].t().contiguous()
 
 
 _READERS = {
