@@ -14,13 +14,13 @@ import torch
 from nybble.backends.torch import Layer, TorchDecoder
 from nybble.compress.awq.algorithm import dequantised, search_clip, search_scale
 from nybble.compress.calibration.samples import Calibration, load_calibration
-from nybble.compress.calibration.stream import Stream, quiet_inputs
+from nybble.compress.calibration.stream import Stream, batch_bytes, quiet_inputs
 from nybble.compress.gptq.algorithm import output_error
 from nybble.compress.grids import Grid, round_to_nearest
 from nybble.compress.methods import Progress, QuantizeReport, QuantizeRequest
 from nybble.compress.safetensors.linear import empty_grouped, grouped, largest_layer_bytes, put, take
 from nybble.compress.safetensors.model import GROUPS, FolderModel, Module
-from nybble.compress.safetensors.options import CALIBRATION, Options, fitting_group
+from nybble.compress.safetensors.options import CALIBRATION, Options, fitting_group, sample_tokens
 from nybble.compress.safetensors.run import LayerResult, quantize_folder, skipped
 from nybble.compress.safetensors.timing import forward_seconds, hessian_seconds, product_seconds, rounding_seconds
 from nybble.core.errors import ConfigError
@@ -100,7 +100,8 @@ class Awq:
         modules = self.model.modules(0)
         widths = [max(module.inputs for module in modules if module.group == group) for group in range(len(GROUPS))]
         largest = max(module.num_weights for module in self._modules)
-        return largest_layer_bytes(self.model) + 4 * sum(width * width for width in widths) + 4 * largest * 6
+        stream = batch_bytes(self.model.spec, sample_tokens(self._options))
+        return stream + largest_layer_bytes(self.model) + 4 * sum(width * width for width in widths) + 4 * largest * 6
 
     @torch.no_grad()
     def seconds(self) -> float:

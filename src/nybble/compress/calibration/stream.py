@@ -18,6 +18,7 @@ import torch
 
 from nybble.backends.torch import Layer, TorchDecoder
 from nybble.core.errors import CheckpointError, OutputError
+from nybble.core.spec import ModelSpec
 
 _BATCH_TOKENS = 4096
 _FILES = ("hidden-0.bin", "hidden-1.bin", "hidden-2.bin")
@@ -76,6 +77,17 @@ class Moments:
 def quiet_inputs(importance: torch.Tensor) -> int:
     """Inputs that hardly carried anything: a ten-thousandth of the mean, in size."""
     return int((importance < importance.mean() * 1e-8).sum())
+
+
+def batch_bytes(spec: ModelSpec, num_tokens: int) -> int:
+    """What a batch of samples of so many tokens takes on its way through a layer, about, or the embedding before."""
+    batch = max(1, _BATCH_TOKENS // num_tokens) * num_tokens
+    widest = 0
+    for layer in spec.layers:
+        heads = (layer.num_q_heads + layer.num_kv_heads) * layer.head_dim
+        width = 4 * spec.hidden_size + 2 * heads + layer.num_q_heads * num_tokens
+        widest = max(widest, width, 4 * spec.hidden_size + 3 * layer.ffn_size)
+    return 4 * max(batch * widest, spec.vocab_size * spec.hidden_size)
 
 
 class Stream:

@@ -14,13 +14,13 @@ import torch
 from nybble.backends.torch import Layer, TorchDecoder
 from nybble.compress.calibration.groups import walk_groups
 from nybble.compress.calibration.samples import Calibration, load_calibration
-from nybble.compress.calibration.stream import Moments, Stream, quiet_inputs
+from nybble.compress.calibration.stream import Moments, Stream, batch_bytes, quiet_inputs
 from nybble.compress.gptq.algorithm import GptqOptions, Order, Prepared, gptq, prepare
 from nybble.compress.grids import Grid
 from nybble.compress.methods import Progress, QuantizeReport, QuantizeRequest
 from nybble.compress.safetensors.linear import empty_grouped, grouped, largest_layer_bytes, put, take
 from nybble.compress.safetensors.model import FolderModel, Module
-from nybble.compress.safetensors.options import CALIBRATION, Options, fitting_group
+from nybble.compress.safetensors.options import CALIBRATION, Options, fitting_group, sample_tokens
 from nybble.compress.safetensors.run import LayerResult, quantize_folder, skipped
 from nybble.compress.safetensors.timing import (
     forward_seconds,
@@ -121,7 +121,8 @@ class Gptq:
         widest = max(module.inputs for module in self._modules)
         largest = max(module.num_weights for module in self._modules)
         # The layer; H, its ordered copy, two factors in double precision; a linear with its errors and codes.
-        return largest_layer_bytes(self.model) + 4 * widest * widest * 7 + 4 * largest * 6
+        stream = batch_bytes(self.model.spec, sample_tokens(self._options))
+        return stream + largest_layer_bytes(self.model) + 4 * widest * widest * 7 + 4 * largest * 6
 
     @torch.no_grad()
     def seconds(self) -> float:

@@ -15,7 +15,7 @@ import torch
 
 from nybble.backends.torch import TorchDecoder
 from nybble.compress.calibration.samples import Calibration, load_calibration
-from nybble.compress.calibration.stream import Stream, quiet_inputs
+from nybble.compress.calibration.stream import Stream, batch_bytes, quiet_inputs
 from nybble.compress.gguf.imatrix import ImportanceMatrix, read_imatrix
 from nybble.compress.grids import Grid, round_to_nearest
 from nybble.compress.methods import Progress, QuantizeReport, QuantizeRequest
@@ -23,7 +23,7 @@ from nybble.compress.rtn.config import compressed_config
 from nybble.compress.rtn.float8 import quantize_float8
 from nybble.compress.safetensors.linear import TORCH_DTYPES, empty_grouped, grouped, largest_layer_bytes, put, take
 from nybble.compress.safetensors.model import Floats, FolderModel, Module
-from nybble.compress.safetensors.options import CALIBRATION, Options, fitting_group
+from nybble.compress.safetensors.options import CALIBRATION, Options, fitting_group, sample_tokens
 from nybble.compress.safetensors.run import LayerResult, assigned, quantize_folder
 from nybble.compress.safetensors.timing import forward_seconds, rounding_seconds
 from nybble.core.errors import ConfigError
@@ -127,7 +127,11 @@ class RoundToNearest:
     def peak_bytes(self) -> int:
         """As LayerPass.peak_bytes."""
         largest = max(4 * module.num_weights for module in self.model.all_modules())
-        return 4 * largest + (largest_layer_bytes(self.model) if self._calibrated else 0)
+        if not self._calibrated:
+            return 4 * largest
+        return (
+            4 * largest + largest_layer_bytes(self.model) + batch_bytes(self.model.spec, sample_tokens(self._options))
+        )
 
     @torch.no_grad()
     def seconds(self) -> float:

@@ -166,7 +166,7 @@ class FolderModel:
         values = self.read(name) if values is None else values
         if self.sources[name].plus_one:
             values = values - 1
-        if dtype == "F16" and values.size and float(np.abs(values).max()) > _F16_MAX:
+        if dtype == "F16" and values.size and max(float(values.max()), -float(values.min())) > _F16_MAX:
             raise CheckpointError(
                 f"{self.checkpoint.path}: the tensor {name!r} has values beyond {_F16_MAX:.0f}, which float16 cannot "
                 "hold: convert the model to bf16 first"

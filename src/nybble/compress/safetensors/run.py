@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -172,7 +173,10 @@ def _plan(model: FolderModel, layer_pass: LayerPass) -> _Plan:
 def _predict(model: FolderModel, layer_pass: LayerPass, plan: _Plan) -> QuantizeReport:
     by_type = {kind: (plan.counts[kind], size) for kind, size in plan.sizes.items()}
     source, total = model.checkpoint.file_bytes, shards_bytes(plan.entries)
-    return QuantizeReport(source, total, model.num_weights, by_type, model.notes, layer_pass.peak_bytes())
+    # What is in no layer is decoded, checked and stored again in one piece.
+    outer = max((7 * prod(model.checkpoint.tensors[name].shape) for name in model.outer()), default=0)
+    peak = max(layer_pass.peak_bytes(), outer)
+    return QuantizeReport(source, total, model.num_weights, by_type, model.notes, peak)
 
 
 def _layer_file(work: Path, index: int) -> Path:
