@@ -107,7 +107,8 @@ def _fields(codes: Ints, width: int) -> Bytes:
     """[n, h * (8 / width) * 32] -> [n, 32 * h]: field 0 of 32 bytes, then field 1 of them, ..."""
     each = codes.reshape(len(codes), -1, 8 // width, 32)
     shifts = np.arange(0, 8, width, dtype=np.int16).reshape(1, 1, -1, 1)
-    return np.bitwise_or.reduce(each << shifts, axis=2).astype(np.uint8).reshape(len(codes), -1)
+    fields: Bytes = np.bitwise_or.reduce(each << shifts, axis=2).astype(np.uint8).reshape(len(codes), -1)
+    return fields
 
 
 def _bits(codes: Ints) -> Bytes:
