@@ -50,8 +50,9 @@ class LLM:
     GPU. kv_cache_memory: bytes of the cache, or "4GiB"; by default half of the free memory, or what
     gpu_memory_utilization leaves of a GPU's. kv_cache_type: "int8" holds twice as many tokens in it as "f16".
     quantization: a type of `nybble quantize` or a config of `nybble.quantize`, to quantise the model while it is
-    loaded. speculate: "auto", "ngram", "off", or "draft=MODEL" with a smaller model or "self:q2_k", see docs/speculation.md. prefix_cache_file: True or a
-    path keeps the prefix cache for the next LLM of this model, in at most prefix_cache_size; see docs/prefix-cache.md.
+    loaded. speculate: "auto", "ngram", "off", or "draft=MODEL" with a smaller model or "self:q2_k", see
+    docs/speculation.md. prefix_cache_file: True or a path keeps the prefix cache for the next LLM of this model, in at
+    most prefix_cache_size; see docs/prefix-cache.md.
     threads: of the computation. seed: of requests that have none. enable_lora: whether `lora_request` is taken.
     max_loras: how many adapters stay in memory, the least recently used leaves first. max_lora_rank: what one may have.
 

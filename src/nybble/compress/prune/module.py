@@ -22,7 +22,8 @@ def prunable(model: nn.Module, exclude: Sequence[str] = ()) -> dict[str, Layer]:
 
     exclude: parts of names of layers to leave out.
     """
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    of_model: Any = model  # transformers' models say which layer their head is
+    head = of_model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     return {
         name: module
@@ -71,9 +72,9 @@ def prune_module(
         found = {}
         for name, layer in layers.items():
             mask = masks[name].to(layer.weight.device)
-            torch_prune.custom_from_mask(layer, "weight", mask)
+            torch_prune.custom_from_mask(layer, "weight", mask)  # type: ignore[no-untyped-call]
             if not keep_masks:
-                torch_prune.remove(layer, "weight")
+                torch_prune.remove(layer, "weight")  # type: ignore[no-untyped-call]
             found[name] = float((~mask).float().mean())
     return found
 
@@ -114,7 +115,7 @@ def _global(layers: Mapping[str, Layer], amount: float) -> dict[str, torch.Tenso
     weights = {name: layer.weight.detach().cpu() for name, layer in layers.items()}
     score = torch.cat([weight.abs().reshape(-1) for weight in weights.values()])
     mask = lowest_removed(score, num_pruned(amount, score.numel()))
-    parts = mask.split([weight.numel() for weight in weights.values()])
+    parts = torch.split(mask, [weight.numel() for weight in weights.values()])
     return {name: part.view_as(weights[name]) for name, part in zip(weights, parts, strict=True)}
 
 
