@@ -123,6 +123,9 @@ def markdown(document: Document) -> str:
             cells = [row.words, f"{found['bytes'] / 1e6:.1f}", bounds(found["quality"]["perplexity"], 2)]
             cells += [bounds(found["loss"]["mean_kl"], 3), f"{found['loss']['top1_agreement']['value']:.1%}"]
             lines.append(f"| {' | '.join(cells)} |")
+    missing = [row.words for row in ROWS if row.name not in document["rows"]]
+    if missing:
+        lines += ["", f"Not measured yet: {'; '.join(missing)}."]
     return "\n".join([*lines, *speed_lines(document), ""])
 
 
