@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 
 import pytest
 
@@ -12,6 +13,9 @@ from nybble.backends import device as devices
 # Triton decides when it is imported whether its kernels are interpreted. Without a GPU there is no other way.
 if shutil.which("nvidia-smi") is None:
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# Started in the background, as by `nohup`, the suite would pass on to its programs that they ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
