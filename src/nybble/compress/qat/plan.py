@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +97,8 @@ class IntegerPlan(GridPlan):
     def prepare(self, imatrix: ImportanceMatrix | None) -> Prepared:
         """As GridPlan."""
         prepared = Prepared(self._model.weights())
+        if imatrix is None:  # a blind search is a worse start than none: docs/quantise-safetensors.md
+            self.grid = replace(self.grid, search=False)
         for name, weight in prepared.weights.items():
             tensor = self._model.checkpoint.tensors[name]
             dtype = TORCH_DTYPES[self._folder.dtype_of(name)]
