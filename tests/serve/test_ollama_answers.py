@@ -427,9 +427,12 @@ def test_embed(server: OllamaServed, client: Client) -> None:
     assert list(client.embeddings("tiny", "Hi").embedding) == pytest.approx(list(one.embeddings[0]))
 
 
-def test_embed_truncates_and_says_so(server: OllamaServed, client: Client) -> None:
-    answer = server.post("/api/embed", {"model": "tiny", "input": ["x" * 600, "y"]})
-    assert answer.status_code == 200 and "88 tokens of input 0" in answer.headers["x-context-truncated"]
+@pytest.mark.parametrize("place", [0, 1])
+def test_embed_truncates_and_says_so(server: OllamaServed, client: Client, place: int) -> None:
+    """The long text fills a step: behind the short one it is read in two pieces."""
+    texts = ["x" * 600, "y"] if place == 0 else ["y", "x" * 600]
+    answer = server.post("/api/embed", {"model": "tiny", "input": texts})
+    assert answer.status_code == 200 and f"88 tokens of input {place}" in answer.headers["x-context-truncated"]
     with pytest.raises(ResponseError, match="the context holds"):
         client.embed("tiny", "x" * 600, truncate=False)
     with pytest.raises(ResponseError, match="the context holds"):

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from nybble.core.errors import ConfigError
 from nybble.core.outputs import RequestOutput
-from nybble.core.sampling import SamplingParams
+from nybble.core.sampling import RequestOutputKind, SamplingParams
 from nybble.engine.adapters import LoadedAdapter
 from nybble.engine.core import EngineCore, EngineStats
 from nybble.engine.embedding import unit_vector
@@ -138,7 +138,7 @@ class AsyncEngine:
             self._core.make_request,
             request_id,
             list(prompt_token_ids),
-            SamplingParams(),
+            SamplingParams(output_kind=RequestOutputKind.FINAL_ONLY),  # a long text is read in pieces
             pooling=pooling or "mean",
             adapter=adapter,
         )

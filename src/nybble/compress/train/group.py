@@ -127,6 +127,7 @@ def joined() -> Iterator[Group]:
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield Group(rank, size, device)
+        dist.barrier()  # nobody leaves while another still talks to it
     finally:
         dist.destroy_process_group()
 
