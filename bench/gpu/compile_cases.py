@@ -21,14 +21,14 @@ BF16, INT8, FP8 = torch.bfloat16, torch.int8, torch.float8_e4m3fn
 
 def _flash(width: int, dtype: torch.dtype, **options: object) -> None:
     q, k, v = (torch.empty(1, 256, heads, width, dtype=dtype).requires_grad_() for heads in (4, 2, 2))
-    out = flash_attention(q, k, v, **options)  # type: ignore[arg-type]
+    out = flash_attention(q, k, v, **options)
     torch.autograd.grad(out, (q, k, v), torch.empty_like(out))
 
 
 def _cache(kind: torch.dtype, width: int = WIDTH) -> tuple[list[torch.Tensor], list[torch.Tensor | None]]:
     caches = [torch.empty(512, 16, KV_HEADS, width, dtype=BF16).to(kind) for _ in "kv"]
     scales = [torch.empty(512, 16, KV_HEADS) if kind in (INT8, FP8) else None for _ in "kv"]
-    return caches, scales  # type: ignore[return-value]
+    return caches, scales
 
 
 def _paged(q_len: int, kind: torch.dtype = BF16, width: int = WIDTH, **options: object) -> None:
@@ -88,22 +88,22 @@ def _cases() -> Iterator[tuple[str, Callable[[], object]]]:
     yield "rope and store int8, interleaved", lambda: _rope(INT8, True, False)
     yield "rope and store fp8, norms", lambda: _rope(FP8, False, True)
     for kind in (BF16, INT8, FP8):
-        yield f"paged decode {kind}", lambda kind=kind: _paged(1, kind)  # type: ignore[misc]
-        yield f"paged prefill {kind}", lambda kind=kind: _paged(512, kind)  # type: ignore[misc]
+        yield f"paged decode {kind}", lambda kind=kind: _paged(1, kind)
+        yield f"paged prefill {kind}", lambda kind=kind: _paged(512, kind)
     yield "paged window and cap", lambda: [_paged(n, window=1024, softcap=50.0) for n in (1, 512)]
     for width in (64, 96, 256):
-        yield f"paged width {width}", lambda width=width: [_paged(n, width=width) for n in (1, 512)]  # type: ignore[misc]
+        yield f"paged width {width}", lambda width=width: [_paged(n, width=width) for n in (1, 512)]
     yield "draw", _draw
     for name, make in MATRICES.items():
         for tokens in (16, 64, 1024):
             yield f"product {name} M={tokens}", partial(_product, make, tokens)
     for tokens in (16, 1024):
-        yield f"product W8A8 M={tokens}", lambda tokens=tokens: _eight(INT8, 1, tokens, 0.0)  # type: ignore[misc]
-        yield f"product LLM.int8 M={tokens}", lambda tokens=tokens: _eight(INT8, 1, tokens, 6.0)  # type: ignore[misc]
-        yield f"product FP8xFP8 M={tokens}", lambda tokens=tokens: _eight(FP8, 1, tokens, 0.0)  # type: ignore[misc]
-        yield f"product FP8xFP8 blocks M={tokens}", lambda tokens=tokens: _eight(FP8, 32, tokens, 0.0)  # type: ignore[misc]
+        yield f"product W8A8 M={tokens}", lambda tokens=tokens: _eight(INT8, 1, tokens, 0.0)
+        yield f"product LLM.int8 M={tokens}", lambda tokens=tokens: _eight(INT8, 1, tokens, 6.0)
+        yield f"product FP8xFP8 M={tokens}", lambda tokens=tokens: _eight(FP8, 1, tokens, 0.0)
+        yield f"product FP8xFP8 blocks M={tokens}", lambda tokens=tokens: _eight(FP8, 32, tokens, 0.0)
     for width in (64, 96, 128, 256):
-        yield f"flash width {width}", lambda width=width: _flash(width, BF16)  # type: ignore[misc]
+        yield f"flash width {width}", lambda width=width: _flash(width, BF16)
     yield "flash fp16", lambda: _flash(128, torch.float16)
     yield "flash f32", lambda: _flash(128, torch.float32)
     yield "flash window and cap", lambda: _flash(128, BF16, window=1024, softcap=30.0)

@@ -128,7 +128,7 @@ def draws(sizes: Sizes, tokens: int) -> tuple[dict[str, Work], dict[str, int]]:
     works: dict[str, Work] = {}
     for name, row in kinds.items():
         columns = make_columns([row] * tokens, DEVICE)
-        works[f"draw {name}"] = lambda columns=columns: kernels.draw(logits, columns)  # type: ignore[misc]
+        works[f"draw {name}"] = lambda columns=columns: kernels.draw(logits, columns)
     works["torch sort"] = lambda: torch.sort(logits, dim=1, descending=True)
     return works, dict.fromkeys(works, logits.numel() * 4)
 

@@ -78,7 +78,7 @@ def measure(names: tuple[str, ...], m: int, n: int, k: int, rounds: int) -> list
         works[name], num_bytes[name] = ours(name, n, k, x)
         try:
             other = peer(name, n, k, x)
-        except (RuntimeError, AttributeError, NotImplementedError) as error:
+        except (RuntimeError, AttributeError) as error:  # this torch or GPU has no such product: its row says so
             refused[f"torch {name}"] = str(error).splitlines()[0][:200]
             continue
         if other is not None:

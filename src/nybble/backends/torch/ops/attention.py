@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from nybble.backends.torch.ops import reference
@@ -51,12 +53,18 @@ def paged_attention(
         raise ConfigError(f"attention: softcap must be positive, not {softcap}")
     if max_q_len < 1 or not 0 <= num_decodes <= len(kv_lens):
         raise ConfigError(f"attention: max_q_len {max_q_len} must be at least 1, num_decodes {num_decodes} at most all")
-    options = {"sm_scale": sm_scale, "window": window, "softcap": softcap, "k_scale": k_scale, "v_scale": v_scale}
+    options: dict[str, Any] = {
+        "sm_scale": sm_scale,
+        "window": window,
+        "softcap": softcap,
+        "k_scale": k_scale,
+        "v_scale": v_scale,
+    }
     arrays = (q, k_cache, v_cache, block_tables, cu_seqlens_q, kv_lens)
     if runs_kernels(q):
         out: torch.Tensor = kernels.paged_attention(*arrays, **options, max_q_len=max_q_len, num_decodes=num_decodes)
         return out
-    return reference.paged_attention(*arrays, **options)  # type: ignore[arg-type]
+    return reference.paged_attention(*arrays, **options)
 
 
 def _check(

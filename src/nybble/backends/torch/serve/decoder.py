@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 
@@ -15,6 +16,7 @@ from nybble.backends.torch.serve.cache import PagedCache
 from nybble.backends.torch.serve.inputs import StepTensors
 from nybble.backends.torch.serve.layer import ServeLayer, Turn, add_and_norm
 from nybble.backends.torch.serve.weights import Embedding, LayerWeights, make_linear, vector
+from nybble.checkpoint import Tensor
 from nybble.core.spec import RopeSpec
 
 
@@ -56,7 +58,7 @@ class Decoder:
         self.layers: list[ServeLayer] = []
         for index, (layer, place) in enumerate(zip(spec.layers, self.devices, strict=True)):
             prefix = f"layers.{index}."
-            weights = LayerWeights(lambda name, at=prefix: shard.tensors.get(at + name), place, dtype)  # type: ignore[misc]
+            weights = LayerWeights(partial(_below, shard.tensors, prefix), place, dtype)
             self.layers.append(ServeLayer(layer, weights, eps=spec.norm_eps, group=group))
             if (layer.rope, place) not in self._ropes:
                 self._ropes[layer.rope, place] = Rope.make(layer.rope, context, context=context, device=place)
@@ -105,3 +107,8 @@ class Decoder:
             y = y * self.spec.logit_scale
         cap = self.spec.logit_softcap
         return y if cap is None else cap * torch.tanh(y / cap)
+
+
+def _below(tensors: Mapping[str, Tensor], prefix: str, name: str) -> Tensor | None:
+    """The tensor of this name in the layer that the prefix says."""
+    return tensors.get(prefix + name)

@@ -212,7 +212,8 @@ class TorchModel:
         host = host_inputs(step, vocab_size=spec.vocab_size, num_blocks=cache.num_blocks, context=self._rank.context)
         adapters = None
         if step.adapter_of is not None:
-            adapters = StepAdapters(step.adapters, host.cu_seqlens_q, step.adapter_of)  # type: ignore[arg-type]
+            own: Any = step.adapters  # a shelf gives an engine's steps only what this model loaded
+            adapters = StepAdapters(own, host.cu_seqlens_q, step.adapter_of)
         self._tell(Order.STEP, host.header, to_flat(host))
         with self._watched(), on_device(self._setup.device):
             output = self._rank.run(host, adapters)

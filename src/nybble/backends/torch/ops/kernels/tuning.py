@@ -83,7 +83,7 @@ def _fastest(tiles: list[Tile], run: Callable[[Tile], object]) -> Tile:
     times: dict[Tile, float] = {}
     for tile in tiles:
         with contextlib.suppress(triton.runtime.errors.OutOfResources):  # not on this GPU
-            times[tile] = _seconds(lambda tile=tile: run(tile))  # type: ignore[misc]
+            times[tile] = _seconds(functools.partial(run, tile))
     if not times:
         raise ConfigError(
             f"no tile of a product fits the shared memory of this GPU (tried {tiles}): set NYBBLE_TORCH_OPS=torch to "
