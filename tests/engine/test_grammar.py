@@ -318,6 +318,30 @@ def test_preparing_does_not_touch_the_callers_schema():
     assert "format" not in prepared and prepared["maxLength"] < 10**9
 
 
+DOG = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
+
+
+def closed(schema):
+    return prepare_schema(schema).get("additionalProperties") is False
+
+
+def test_an_object_has_the_properties_that_are_named():
+    assert closed(DOG)
+    for own in ({"additionalProperties": True}, {"patternProperties": {"^x": {}}}):
+        assert not closed({**DOG, **own}), "the schema says itself what else there may be"
+    assert not closed({**DOG, "required": ["name", "age"]}), "there would be no such object"
+    assert not closed({**DOG, "minProperties": 2}), "there would be no such object"
+    assert not closed({"type": "object"}) and not closed({"type": "object", "properties": {}})
+    union = prepare_schema({"anyOf": [DOG, {"$ref": "#/$defs/cat"}], "$defs": {"cat": DOG}})
+    assert all(part["additionalProperties"] is False for part in (union["anyOf"][0], union["$defs"]["cat"]))
+
+
+@pytest.mark.parametrize("merged", [{"allOf": [DOG]}, {"anyOf": [DOG]}, {"$ref": "#/$defs/dog"}])
+def test_parts_of_one_object_stay_open(merged):
+    schema = prepare_schema({"properties": {"age": {"type": "integer"}}, "$defs": {"dog": DOG}, **merged})
+    assert "additionalProperties" not in json.dumps(schema)
+
+
 def test_sentencepiece_with_byte_fallback():
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(

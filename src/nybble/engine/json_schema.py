@@ -37,6 +37,9 @@ _REFUSED = frozenset((
 _ONE = ("additionalProperties", "additionalItems", "items")
 _LISTS = ("allOf", "anyOf", "oneOf", "prefixItems")
 _MAPS = ("properties", "patternProperties")
+_MERGING = frozenset(("anyOf", "oneOf", "$ref"))  # a schema with one of these applies to the same value as itself
+_OTHERS = frozenset(("additionalProperties", "patternProperties"))
+_OBJECT = frozenset(("properties", "required", "minProperties")) | _OTHERS
 _TYPES = frozenset(("null", "boolean", "integer", "number", "string", "array", "object"))
 _LEAP_YEAR = "(?:[0-9]{2}(?:0[48]|[2468][048]|[13579][26])|(?:0[48]|[2468][048]|[13579][26])00)"
 _YEAR = "(?:[0-9]{3}[1-9]|[0-9]{2}[1-9]0|[0-9][1-9]00|[1-9]000)"  # not 0000, which most calendars lack
@@ -62,6 +65,7 @@ def prepare_schema(schema: str | Mapping[str, Any]) -> Node:
         raise ConfigError("the JSON schema must be an object")
     walk = _Walk(root)
     walk.run()
+    walk.close_objects()
     return walk.root
 
 
@@ -102,7 +106,7 @@ class _Walk:
 
     def __init__(self, root: Node) -> None:
         self.root = root
-        self._seen: set[int] = set()
+        self._seen: dict[int, Node] = {}
         self._todo: list[tuple[Any, str]] = [(root, "#")]
         self._multiples: set[Fraction] = set()
         self._checks: dict[str, Callable[[Node, str, Any], None]] = {
@@ -129,10 +133,31 @@ class _Walk:
                 continue
             if not isinstance(node, dict):
                 raise ConfigError(f"the JSON schema at {where} must be an object or a boolean")
-            self._seen.add(id(node))
+            self._seen[id(node)] = node
             if len(self._seen) > MAX_NODES:
                 raise ConfigError(f"the JSON schema has more than {MAX_NODES} parts")
             self._visit(node, where)
+
+    def close_objects(self) -> None:
+        """Where a schema names the properties of an object and is silent about others, there are none.
+
+        JSON Schema would let any follow, and a model that may go on writing properties does. Schemas that are made of
+        several for one object stay as they are: none of the parts knows the names of the others.
+        """
+        nodes = list(self._seen.values())
+        if any("allOf" in node or (_MERGING & node.keys() and _OBJECT & node.keys()) for node in nodes):
+            return
+        for node in nodes:
+            names = node.get("properties")
+            if (
+                not names
+                or not isinstance(names, dict)
+                or "additionalProperties" in node
+                or "patternProperties" in node
+            ):
+                continue
+            if names.keys() >= set(node.get("required", ())) and len(names) >= node.get("minProperties", 0):
+                node["additionalProperties"] = False
 
     def _visit(self, node: Node, where: str) -> None:
         if node.get("uniqueItems") is False:

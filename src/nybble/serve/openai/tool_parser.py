@@ -55,6 +55,10 @@ class ToolCall:
 
 _TAGS = {ToolFormat.HERMES: "<tool_call>", ToolFormat.MISTRAL: "[TOOL_CALLS]", ToolFormat.LLAMA3: "<|python_tag|>"}
 _END_TAG = "</tool_call>"
+_FENCE = "```"
+# How a call may begin without a tag: small models leave it out, and write the call as a block of code or in a list.
+_BARE = re.compile(r"\s*(```(?:json)?\s*)?(\[\s*)?(?=\{)")
+_BARE_SO_FAR = re.compile(r"\s*(?:`{0,2}|```(?:j|js|jso)?|(?:```(?:json)?\s*)?\[?\s*)")
 _HEAD = re.compile(r'\{\s*"name"\s*:\s*"([A-Za-z0-9_.-]{1,64})"\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)')
 _NAMED = re.compile(r"\s*([A-Za-z0-9_.-]{1,64})\s*(?:\[ARGS\]\s*)?(?=\{)")  # Mistral's newer form
 _NAMED_SO_FAR = re.compile(r"\s*(?:[A-Za-z0-9_.-]{1,64}\s*(?:\[(?:A(?:R(?:G(?:S\]?)?)?)?)?\s*)?)?")
@@ -98,7 +102,7 @@ class _Scanner:
 class _State(enum.Enum):
     TEXT = enum.auto()
     CALL = enum.auto()  # in an object that may be a call
-    AFTER = enum.auto()  # behind a call: its end tag, or the next of a list
+    AFTER = enum.auto()  # behind a call: what closes it, or the next one
 
 
 class ToolParser:
@@ -119,7 +123,8 @@ class ToolParser:
         self._space = ""  # white space at the end of the content so far: dropped if a call follows
         self._said = False  # there was content: an object that follows without a tag is no call
         self._calls = 0
-        self._listed = False  # the call stands in a list
+        self._closers: list[str] = []  # what may stand behind the call, innermost first
+        self._chained = False  # the next call may follow without an opening of its own
         self._opened = ""  # what was taken off before the object: content again if it is no call
         self._name: str | None = None  # of the call, where it stands before the object
         self._object = _Scanner()
@@ -154,13 +159,14 @@ class ToolParser:
         at = -1 if self._tag is None else self._text.find(self._tag)
         if at == 0:
             return self._open_tag(final)
-        if not self._said and not self._calls and self._format is not ToolFormat.HERMES:
-            bare = self._text.lstrip()
-            inner = bare[1:].lstrip() if bare[:1] == "[" and self._format is not ToolFormat.LLAMA3 else ""
-            if bare[:1] == "{" or inner[:1] == "{":
-                self._begin(inner or bare, listed=bool(inner))
+        if not self._said:
+            bare = _BARE.match(self._text)
+            if bare is not None:
+                closers = ["]"] * (bare[2] is not None) + [_FENCE] * (bare[1] is not None)
+                closers += [_END_TAG] * (self._format is ToolFormat.HERMES)  # some leave only the first tag out
+                self._begin(self._text[bare.end() :], closers, chained=True)
                 return True
-            if not final and bare in ("", "["):
+            if not final and _BARE_SO_FAR.fullmatch(self._text):
                 return False
         held = 0 if at > 0 or final else overlap(self._text, self._tag or "")
         cut = at if at > 0 else len(self._text) - held
@@ -175,11 +181,12 @@ class ToolParser:
         mistral = self._format is ToolFormat.MISTRAL
         inner = bare[1:].lstrip() if mistral and bare[:1] == "[" else ""
         if bare[:1] == "{" or inner[:1] == "{":
-            self._begin(inner or bare, listed=bool(inner))
+            closers = ["]"] * bool(inner) + [_END_TAG] * (self._format is ToolFormat.HERMES)
+            self._begin(inner or bare, closers, chained=bool(inner) or self._format is ToolFormat.LLAMA3)
             return True
         named = _NAMED.match(rest) if mistral else None
         if named is not None and named[1] in self._names:
-            self._begin(rest[named.end() :], name=named[1])
+            self._begin(rest[named.end() :], [], chained=False, name=named[1])
             return True
         if not final and (not bare or (mistral and (bare.rstrip() == "[" or _NAMED_SO_FAR.fullmatch(rest)))):
             return False
@@ -187,11 +194,12 @@ class ToolParser:
         self._text = rest
         return True
 
-    def _begin(self, text: str, *, listed: bool = False, name: str | None = None) -> None:
+    def _begin(self, text: str, closers: list[str], *, chained: bool, name: str | None = None) -> None:
         self._state = _State.CALL
         self._opened = self._text[: len(self._text) - len(text)]
         self._text = text
-        self._listed = listed
+        self._closers = closers
+        self._chained = chained
         self._name = name
         self._object = _Scanner()
         self._arguments = None
@@ -243,16 +251,19 @@ class ToolParser:
 
     def _behind_call(self, final: bool) -> bool:
         bare = self._text.lstrip()
-        if self._format is ToolFormat.HERMES:
-            if not final and not bare.startswith(_END_TAG) and _END_TAG.startswith(bare):
+        if self._closers:
+            closer = self._closers[0]
+            if bare.startswith(closer):
+                self._closers = self._closers[1:]
+                self._text = bare[len(closer) :]
+                self._chained = False
+                return True
+            if not final and closer.startswith(bare):
                 return False
-            self._text = bare.removeprefix(_END_TAG)
-        elif bare[:1] == "]" and self._listed:
-            self._text = bare[1:]
-        elif self._listed or self._format is not ToolFormat.MISTRAL:
+        if self._chained:
             following = bare.lstrip(",; \t\r\n")
             if following[:1] == "{":
-                self._begin(following, listed=self._listed)
+                self._begin(following, self._closers, chained=True)
                 return True
             if not following and not final:
                 return False
