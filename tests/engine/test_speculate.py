@@ -118,16 +118,43 @@ def test_guesses_never_preempt_anybody() -> None:
 
 def test_costs_between_what_is_known() -> None:
     costs = StepCosts()
-    assert costs.seconds(3) is None
-    costs.add(1, 1.0)
-    assert costs.seconds(1) == 1.0
-    assert costs.seconds(5) == 2.0  # a cautious guess
-    costs.add(100, 10.0)
-    assert costs.seconds(11) == pytest.approx(2.0)
-    costs.add(9, 1.4)
-    assert costs.seconds(5) == pytest.approx(1.2)
-    costs.add(3, 100.0)  # disturbed
-    assert costs.seconds(3) == pytest.approx(1.2 * 1.3)
+    assert costs.seconds(3, 3) is None
+    costs.add(1, 1, 1.0)
+    assert costs.seconds(1, 1) == 1.0
+    assert costs.seconds(5, 5) == 2.0  # a cautious guess
+    costs.add(100, 1, 10.0)
+    assert costs.seconds(11, 11) == pytest.approx(2.0)
+    costs.add(9, 9, 1.4)
+    assert costs.seconds(5, 5) == pytest.approx(1.2)
+    costs.add(3, 3, 100.0)  # disturbed
+    assert costs.seconds(3, 3) == pytest.approx(1.2 * 1.3)
+
+
+def test_a_row_of_logits_costs_more_than_a_token_of_a_prompt() -> None:
+    costs = StepCosts(row_weight=0.5)
+    costs.add(1, 1, 1.0)
+    costs.add(200, 0, 20.0)
+    assert costs.seconds(101, 1) == pytest.approx(1.0 + 100 * 0.1)
+    assert costs.seconds(101, 101) == pytest.approx(1.0 + 100 * 0.15)
+    costs.add(64, 64, 8.0)  # one that has run is known better
+    assert costs.seconds(64, 64) == pytest.approx(8.0)
+    per_unit = 0.1 + 0.2 * (8.0 / 96 - 0.1)
+    assert costs.seconds(74, 74) == pytest.approx(8.0 + 10 * 1.5 * per_unit)
+
+
+def test_guesses_do_not_keep_prompts_waiting() -> None:
+    model = FakeModel(following=period)
+    core = engine(model, max_num_batched_tokens=250)
+    for name in "abcd":
+        core.add_request(core.make_request(name, [0, 1, 2, 3, 4, 5], SamplingParams(temperature=0.0, max_tokens=99)))
+    for _ in range(3):
+        core.step()
+    assert len(model.steps[-1].token_ids) == 4 * (1 + 6)
+    core.add_request(core.make_request("long", [7] * 200, SamplingParams(temperature=0.0, max_tokens=2)))
+    core.step()
+    assert len(model.steps[-1].token_ids) == 4 + 200 + 10, "a twentieth"
+    core.step()
+    assert len(model.steps[-1].token_ids) >= 4 * (1 + 6)
 
 
 def test_other_ways_are_refused_by_name() -> None:

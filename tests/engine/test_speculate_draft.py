@@ -154,10 +154,10 @@ class Clock:
             def __init__(self, first: float, more: float) -> None:
                 self.first, self.more = first, more
 
-            def add(self, num_tokens: int, seconds: float) -> None:
+            def add(self, num_tokens: int, num_rows: int, seconds: float) -> None:
                 pass
 
-            def seconds(self, num_tokens: int) -> float:
+            def seconds(self, num_tokens: int, num_rows: int) -> float:
                 return self.first + self.more * (num_tokens - 1)
 
         core._speculator._costs = Costs(target, more)  # type: ignore[assignment]

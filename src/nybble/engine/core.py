@@ -114,7 +114,13 @@ class EngineCore:
         self._meter = StepMeter(cost)
         self._drawer = Drawer(model, self._fail)
         drafter = None if draft is None else DraftModel(draft, num_blocks=num_blocks, vocab_size=vocab_size)
-        self._speculator = Speculator(parse_mode(speculate), self._scheduler, max_num_batched_tokens, drafter)
+        self._speculator = Speculator(
+            parse_mode(speculate),
+            self._scheduler,
+            max_num_batched_tokens,
+            row_weight=0.0 if cost is None else cost.row_weight,
+            drafter=drafter,
+        )
         self.adapters = AdapterShelf() if adapters is None else adapters
         self._requests: dict[str, Request] = {}
         self._ended: list[Request] = []  # between steps, by abort()
@@ -287,7 +293,7 @@ class EngineCore:
                     self._run([(sequence, num_tokens)])
             return
         self._meter.add(step, seconds)
-        self._speculator.ran(len(step.token_ids), seconds)
+        self._speculator.ran(len(step.token_ids), len(step.logit_rows), seconds)
         begins = [sequence.num_computed_tokens for sequence, _ in scheduled]
         self._scheduler.computed(scheduled)
         self._prompt_tokens += sum(

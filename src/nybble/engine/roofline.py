@@ -39,6 +39,11 @@ class ModelCost:
     head_weights: int  # each used once per row of logits
     kv_layers: tuple[tuple[int, int | None], ...]  # per layer: bytes per token of context, window
 
+    @property
+    def row_weight(self) -> float:
+        """The arithmetic of a row of logits in that of a token."""
+        return self.head_weights / self.linear_weights
+
     def kv_bytes(self, context: int) -> int:
         """Bytes of keys and values that a token reads after `context` tokens."""
         return sum(size * (context if window is None else min(context, window)) for size, window in self.kv_layers)

@@ -87,7 +87,7 @@ class DraftModel:
                 begin = time.monotonic()
                 logits = self._model.execute(step)
                 self._model.sample(logits, [SampleRow(temperature=0.0)])
-                self._costs.add(num_tokens, time.monotonic() - begin)
+                self._costs.add(num_tokens, 1, time.monotonic() - begin)
             self.pool.free(blocks)
 
     # ---- what the speculator asks ----
@@ -102,7 +102,7 @@ class DraftModel:
 
     def seconds(self, num_sequences: int) -> float:
         """What one guess for each of so many sequences takes."""
-        return self._costs.seconds(num_sequences) or 0.0
+        return self._costs.seconds(num_sequences, num_sequences) or 0.0
 
     def lag(self, sequence: Sequence) -> int:
         """Tokens that it has not read, the last one aside, which it reads with its first guess."""
@@ -261,7 +261,7 @@ class DraftModel:
             begin = time.monotonic()
             logits = self._model.execute(step)
             drawn = self._model.sample(logits, rows) if rows else []
-            self._costs.add(len(token_ids), time.monotonic() - begin)
+            self._costs.add(len(token_ids), len(rows), time.monotonic() - begin)
         except Exception as error:  # the text does not need it
             self._failures += 1
             logger.warning("the draft model failed, so there are no guesses of it in this step: %s", error)

@@ -26,6 +26,7 @@ MAX_GUESSES = 24  # of a sequence in a step
 _MIN_GAIN = 1.05  # tokens per second, against none
 _NEAR = 32  # tokens that a drafter reads along with its first guess; more of them are read ahead of it
 _READ_AHEAD = 256  # tokens of a step: other sequences wait for them
+_BESIDE_PROMPTS = 0.05  # of a step that reads prompts: it is bound by arithmetic, so guesses keep the prompts waiting
 _LONG_ENOUGH = 256  # tokens of an answer that reading its prompt once more must pay for
 
 
@@ -49,16 +50,25 @@ class _View:
 
 
 class Speculator:
-    """Gives the sequences of a step their guesses, and learns from what became of them. drafter: of a draft model."""
+    """Gives the sequences of a step their guesses, and learns from what became of them.
+
+    row_weight: the arithmetic of a row of logits in that of a token. drafter: of a draft model.
+    """
 
     def __init__(
-        self, mode: Speculation, scheduler: Scheduler, max_step_tokens: int, drafter: Drafter | None = None
+        self,
+        mode: Speculation,
+        scheduler: Scheduler,
+        max_step_tokens: int,
+        *,
+        row_weight: float = 0.0,
+        drafter: Drafter | None = None,
     ) -> None:
         self.stats = SpeculationStats()
         self._mode = mode
         self._scheduler = scheduler
         self._max_step_tokens = max_step_tokens
-        self._costs = StepCosts()
+        self._costs = StepCosts(row_weight)
         self._lookup = Lookup()
         self._drafter = drafter
         self._used: dict[Sequence, Draft] = {}  # in this step
@@ -71,12 +81,14 @@ class Speculator:
         if self._mode.when == "off":
             return
         num_tokens = sum(n for _, n in scheduled)
-        base = self._costs.seconds(num_tokens)
+        num_draws = sum(1 for s, n in scheduled if n == s.num_missing_tokens and s.request.pooling is None)
+        base = self._costs.seconds(num_tokens, num_draws)
         able = [s for s, n in scheduled if n == 1 and s.num_output_tokens > 0 and s.num_missing_tokens == 1]
         room = self._max_step_tokens - num_tokens
+        if any(n > 1 for _, n in scheduled):
+            room = min(room, int(num_tokens * _BESIDE_PROMPTS))
         if not able or room <= 0 or (base is None and self._mode.when == "auto"):
             return
-        num_draws = sum(1 for s, n in scheduled if n == s.num_missing_tokens and s.request.pooling is None)
         view = _View(num_draws, num_tokens, room, base or 0.0)
         limits = [min(MAX_GUESSES, s.max_total_tokens - len(s.token_ids) - 1) for s in able]
         drafts = dict(zip(able, self._lookup.draft(able, limits, 0.0), strict=True))
@@ -112,7 +124,7 @@ class Speculator:
         expected = float(view.num_draws)
         for count, chance in enumerate(chances, 1):
             expected += chance
-            seconds = self._costs.seconds(view.num_tokens + count)
+            seconds = self._costs.seconds(view.num_tokens + count, view.num_draws + count)
             if seconds is not None and expected / (seconds + extra) > best_rate:
                 best, best_rate = count, expected / (seconds + extra)
         return best, best_rate
@@ -138,8 +150,8 @@ class Speculator:
             return False
         floor = 0.0
         if self._mode.when == "auto":  # a guess must bring more than the time that it takes
-            one_more = (self._costs.seconds(view.num_tokens + 1) or view.seconds) - view.seconds
-            floor = rate * (drafter.seconds(len(chosen)) / len(chosen) + max(one_more, 0.0))
+            one_more = self._costs.seconds(view.num_tokens + 1, view.num_draws + 1) or view.seconds
+            floor = rate * (drafter.seconds(len(chosen)) / len(chosen) + max(one_more - view.seconds, 0.0))
         drafts |= zip(chosen, drafter.draft(chosen, [limit_of[s] for s in chosen], floor), strict=True)
         return True
 
@@ -181,16 +193,16 @@ class Speculator:
 
     # ---- after a step ----
 
-    def ran(self, num_tokens: int, seconds: float) -> None:
-        """How long the model took for a step."""
-        self._costs.add(num_tokens, seconds)
+    def ran(self, num_tokens: int, num_rows: int, seconds: float) -> None:
+        """How long the model took for a step with rows of logits for so many of its tokens."""
+        self._costs.add(num_tokens, num_rows, seconds)
 
     def learn_all(self, drawn: list[tuple[Sequence, int]], num_tokens: int, seconds: float) -> None:
         """What became of the guesses of a step: of each sequence that drew, how many of its own were right."""
         num_guesses = sum(len(sequence.guesses) for sequence, _ in drawn)
         if num_guesses == 0:
             return
-        plain = self._costs.seconds(num_tokens - num_guesses)
+        plain = self._costs.seconds(num_tokens - num_guesses, len(drawn))
         if plain is not None:  # the right ones would have taken steps of their own, shared with the other sequences
             num_right = sum(right for _, right in drawn)
             self.stats.seconds_saved += plain * (1 + num_right / len(drawn)) - seconds
