@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from fakes import FakeModel, FakeTokenizer, continuation, repeating_next
+from fakes import FakeModel, FakeTokenizer, continuation, expected_next, repeating_next
 from nybble.core.errors import ConfigError
 from nybble.core.sampling import SamplingParams
 from nybble.engine.core import EngineCore
@@ -140,6 +140,35 @@ def test_a_row_of_logits_costs_more_than_a_token_of_a_prompt() -> None:
     assert costs.seconds(64, 64) == pytest.approx(8.0)
     per_unit = 0.1 + 0.2 * (8.0 / 96 - 0.1)
     assert costs.seconds(74, 74) == pytest.approx(8.0 + 10 * 1.5 * per_unit)
+
+
+class Costs:
+    """A machine that is known from the start: each token more costs a little."""
+
+    def add(self, num_tokens: int, num_rows: int, seconds: float) -> None:
+        pass
+
+    def seconds(self, num_tokens: int, num_rows: int) -> float:
+        return 16.0 + 1.2 * num_tokens
+
+
+@pytest.mark.parametrize(("num_repeating", "is_used"), [(1, False), (8, True)])
+def test_one_that_repeats_does_not_keep_the_others_waiting(num_repeating: int, is_used: bool) -> None:
+    def following(history: list[int], seed: int = 0) -> int:
+        return period(history) if history[0] == 0 else expected_next(history)
+
+    model = FakeModel(following=following)
+    core = engine(model, speculate="auto")
+    core._speculator._costs = Costs()  # type: ignore[assignment]
+    for i in range(8):
+        prompt = [0, 1, 2, 3, 4, 5] * 3 if i < num_repeating else [10 + 7 * i, 3, 50 + i]
+        core.add_request(
+            core.make_request(str(i), prompt, SamplingParams(temperature=0.0, max_tokens=60, ignore_eos=True))
+        )
+    for _ in range(20):
+        core.step()
+    longest = max(len(step.token_ids) for step in model.steps[1:])
+    assert (longest > 16) if is_used else (longest == 8)
 
 
 def test_guesses_do_not_keep_prompts_waiting() -> None:

@@ -12,7 +12,9 @@ costs here, and what the draft model costs.
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from nybble.engine.request import Sequence
@@ -23,7 +25,7 @@ from nybble.engine.speculation.mode import Speculation
 from nybble.engine.speculation.step_costs import StepCosts
 
 MAX_GUESSES = 24  # of a sequence in a step
-_MIN_GAIN = 1.05  # tokens per second, against none
+_MIN_GAIN = 1.05  # speed against none
 _NEAR = 32  # tokens that a drafter reads along with its first guess; more of them are read ahead of it
 _READ_AHEAD = 256  # tokens of a step: other sequences wait for them
 _BESIDE_PROMPTS = 0.05  # of a step that reads prompts: it is bound by arithmetic, so guesses keep the prompts waiting
@@ -100,33 +102,36 @@ class Speculator:
         self._take(view, drafts, 1.0 if drafted else _MIN_GAIN)
 
     def _take(self, view: _View, drafts: dict[Sequence, Draft], min_gain: float) -> None:
-        """Use the likeliest guesses, as many as pay."""
-        chances = sorted(
-            ((chance, place) for place, draft in enumerate(drafts.values()) for chance in draft.chances), reverse=True
-        )[: view.room]
-        count = len(chances)
+        """Use the guesses that bring most, as many as pay."""
+        gains = _gains((draft.chances for draft in drafts.values()), view.room)
+        count = len(gains)
         if self._mode.when == "auto":
-            count, _ = self._best(view, [chance for chance, _ in chances], 0.0, min_gain)
+            count, _ = self._best(view, gains, 0.0, min_gain)
         wanted = [0] * len(drafts)
-        for _, place in chances[:count]:
+        for _, place in gains[:count]:
             wanted[place] += 1
         for (sequence, draft), number in zip(drafts.items(), wanted, strict=True):
             sequence.guesses = list(draft.tokens[: self._scheduler.make_room_for_guesses(sequence, number)])
             if sequence.guesses:
                 self._used[sequence] = draft
 
-    def _best(self, view: _View, chances: list[float], extra: float, min_gain: float) -> tuple[int, float]:
-        """How many guesses, the likeliest first, give the most tokens per second, and how many these are.
+    def _best(self, view: _View, gains: list[tuple[float, int]], extra: float, min_gain: float) -> tuple[int, float]:
+        """How many guesses are best, the first of `gains`, and how many tokens per second they give.
 
-        extra: seconds that making them takes. min_gain: how much better than none they must be.
+        What counts is the geometric mean of the sequences' speeds, here times their number: those without guesses wait
+        for the others', and a step that is twice as long must bring all of them twice as far, or some much farther.
+
+        extra: seconds that making the guesses takes. min_gain: how much better than none they must be.
         """
         best, best_rate = 0, min_gain * view.num_draws / view.seconds
-        expected = float(view.num_draws)
-        for count, chance in enumerate(chances, 1):
-            expected += chance
+        total = 0.0
+        for count, (gain, _) in enumerate(gains, 1):
+            total += gain
             seconds = self._costs.seconds(view.num_tokens + count, view.num_draws + count)
-            if seconds is not None and expected / (seconds + extra) > best_rate:
-                best, best_rate = count, expected / (seconds + extra)
+            if seconds is not None:
+                rate = view.num_draws * math.exp(total / view.num_draws) / (seconds + extra)
+                if rate > best_rate:
+                    best, best_rate = count, rate
         return best, best_rate
 
     # ---- a drafter whose guesses cost time ----
@@ -159,24 +164,23 @@ class Speculator:
         self, drafter: Drafter, view: _View, drafts: dict[Sequence, Draft], open_ones: dict[Sequence, float]
     ) -> tuple[float, list[Sequence]]:
         """Tokens per second with the drafter, and for which sequences; none if it is better left alone."""
-        found = sorted((chance for draft in drafts.values() for chance in draft.chances), reverse=True)[: view.room]
+        found = _gains((draft.chances for draft in drafts.values()), view.room)
         _, best_rate = self._best(view, found, 0.0, _MIN_GAIN)
         best: list[Sequence] = []
         previous = 0.0
         for count in range(1, self._mode.draft_tokens + 1):
-            chosen, chances = [], []
+            chosen, chances = [], list[Iterable[float]]()
             for sequence, draft in drafts.items():
                 chance = open_ones.get(sequence, 0.0)
                 own = [chance**n for n in range(1, count + 1)]
                 if sum(own) > sum(draft.chances):
                     chosen.append(sequence)
-                    chances += own
+                    chances.append(own)
                 else:
-                    chances += draft.chances
+                    chances.append(draft.chances)
             if not chosen:
                 continue
-            chances.sort(reverse=True)
-            _, rate = self._best(view, chances[: view.room], count * drafter.seconds(len(chosen)), 0.0)
+            _, rate = self._best(view, _gains(chances, view.room), count * drafter.seconds(len(chosen)), 0.0)
             if rate > best_rate:
                 best, best_rate = chosen, rate
             if rate < previous:
@@ -228,3 +232,18 @@ class Speculator:
             self._lookup.end(sequence)
             if self._drafter is not None:
                 self._drafter.end(sequence)
+
+
+def _gains(chances: Iterable[Iterable[float]], room: int) -> list[tuple[float, int]]:
+    """The guesses that bring most: by how much each raises the logarithm of its sequence's speed, and whose it is.
+
+    chances: of each sequence, that its guesses up to the first, second, ... are all right.
+    """
+    gains = []
+    for place, of_one in enumerate(chances):
+        expected = 1.0
+        for chance in of_one:
+            gains.append((math.log1p(chance / expected), place))
+            expected += chance
+    gains.sort(reverse=True)
+    return gains[:room]
