@@ -90,6 +90,7 @@ import itertools, sys
 from pathlib import Path
 from nybble.core.errors import ModelNotFoundError, StoreError
 from nybble.store import Library
+from nybble.store.modelfile import ModelfileError
 import huggingface_hub.file_download
 library, quiet, most = Library(), lambda message: None, int(sys.argv[1])
 name = "hf.co/org/Tiny-GGUF"
@@ -106,9 +107,10 @@ for n in itertools.count():
     for step in steps[:1] if n + 1 == most else steps:
         try:
             step()
-        except (ModelNotFoundError, StoreError) as error:
+        except (ModelNotFoundError, ModelfileError, StoreError) as error:
             told = str(error)
-            assert "removing the files" in told or isinstance(error, ModelNotFoundError), told
+            gone = isinstance(error, ModelNotFoundError) or isinstance(error.__cause__, ModelNotFoundError)
+            assert gone or "removing the files" in told, told
     if n + 1 == most:
         break
 """
