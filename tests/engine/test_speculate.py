@@ -159,7 +159,7 @@ def test_one_that_repeats_does_not_keep_the_others_waiting(num_repeating: int, i
 
     model = FakeModel(following=following)
     core = engine(model, speculate="auto")
-    core._speculator._costs = Costs()  # type: ignore[assignment]
+    core._speculator._costs = Costs()  # type: ignore[assignment]  # only what the speculator asks of the real one
     for i in range(8):
         prompt = [0, 1, 2, 3, 4, 5] * 3 if i < num_repeating else [10 + 7 * i, 3, 50 + i]
         core.add_request(

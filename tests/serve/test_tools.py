@@ -145,6 +145,12 @@ def test_mistral_ids_are_what_its_templates_accept():
     assert re.fullmatch("[A-Za-z0-9]{9}", calls[0].id)
 
 
+@pytest.mark.parametrize("opening", ["", "```json", "```json\n["])
+def test_much_white_space_is_read_once(opening):
+    text = opening + " " * 200_000 + "x"  # its square would take minutes
+    assert streamed([text], HERMES) == (text, [])
+
+
 def test_no_text_whatever_raises():
     pick = random.Random(3)
     parts = ["<tool_call>", "</tool_call>", "[TOOL_CALLS]", "<|python_tag|>", "[ARGS]", "weather", '{"name"', ": ", '"',

@@ -149,12 +149,7 @@ class _Walk:
             return
         for node in nodes:
             names = node.get("properties")
-            if (
-                not names
-                or not isinstance(names, dict)
-                or "additionalProperties" in node
-                or "patternProperties" in node
-            ):
+            if not names or _OTHERS & node.keys():
                 continue
             if names.keys() >= set(node.get("required", ())) and len(names) >= node.get("minProperties", 0):
                 node["additionalProperties"] = False

@@ -57,8 +57,9 @@ _TAGS = {ToolFormat.HERMES: "<tool_call>", ToolFormat.MISTRAL: "[TOOL_CALLS]", T
 _END_TAG = "</tool_call>"
 _FENCE = "```"
 # How a call may begin without a tag: small models leave it out, and write the call as a block of code or in a list.
-_BARE = re.compile(r"\s*(```(?:json)?\s*)?(\[\s*)?(?=\{)")
-_BARE_SO_FAR = re.compile(r"\s*(?:`{0,2}|```(?:j|js|jso)?|(?:```(?:json)?\s*)?\[?\s*)")
+# White space is never given back (*+): else an answer that starts with a lot of it takes the square of its length.
+_BARE = re.compile(r"\s*+(```(?:json)?\s*+)?(\[\s*+)?(?=\{)")
+_BARE_SO_FAR = re.compile(r"\s*+(?:`{0,2}|```(?:j|js|jso)?|(?:```(?:json)?\s*+)?(?:\[\s*+)?)")
 _HEAD = re.compile(r'\{\s*"name"\s*:\s*"([A-Za-z0-9_.-]{1,64})"\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)')
 _NAMED = re.compile(r"\s*([A-Za-z0-9_.-]{1,64})\s*(?:\[ARGS\]\s*)?(?=\{)")  # Mistral's newer form
 _NAMED_SO_FAR = re.compile(r"\s*(?:[A-Za-z0-9_.-]{1,64}\s*(?:\[(?:A(?:R(?:G(?:S\]?)?)?)?)?\s*)?)?")
