@@ -92,6 +92,9 @@ def test_forced_tokens_are_taken_in_one_step() -> None:
         def forced_tokens(self) -> list[int]:
             return [] if self.is_finished() else list(range(30 + self.at, 40))
 
+        def likely_tokens(self, limit: int) -> list[int]:
+            return []
+
     class Masked(FakeModel):
         def sample(self, logits, params):
             masks = [np.unpackbits(row.allowed_mask.view(np.uint8), bitorder="little")[:97] for row in params]

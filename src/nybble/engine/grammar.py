@@ -17,9 +17,11 @@ import numpy.typing as npt
 
 from nybble.core.errors import ConfigError
 from nybble.core.sampling import StructuredOutputsParams
+from nybble.engine.grammar_guess import likely_tokens
 from nybble.engine.grammar_probe import check_cost
 from nybble.engine.grammar_source import GrammarSource, grammar_source
-from nybble.engine.grammar_vocabulary import build_vocabulary
+from nybble.engine.grammar_vocabulary import GrammarVocabulary, build_vocabulary
+from nybble.engine.json_layout import JsonLayout
 from nybble.tokenizer import Tokenizer
 
 Bitmask = npt.NDArray[np.uint32]
@@ -37,9 +39,9 @@ class GrammarCompiler:
         """vocab_size: width of the model's head; ids past the tokenizer's own are never allowed."""
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
-        self._eos_token_ids = frozenset(i for i in eos_token_ids if i < vocab_size)
+        self._eos_token_ids = eos_token_ids
         self._lock = threading.Lock()
-        self._vocabulary: llguidance.LLTokenizer | None = None
+        self._vocabulary: GrammarVocabulary | None = None
         self._compiled: OrderedDict[tuple[str, str], llguidance.LLMatcher] = OrderedDict()
 
     def compile(self, params: StructuredOutputsParams) -> GrammarMatcher:
@@ -59,35 +61,43 @@ class GrammarCompiler:
                 self._compiled[key] = matcher
                 while len(self._compiled) > CACHED_GRAMMARS:
                     self._compiled.popitem(last=False)
-        return GrammarMatcher(matcher.deep_copy(), self._vocab_size, self._eos_token_ids)
+        layout = JsonLayout() if key[0] in ("json", "json_object") else None
+        return GrammarMatcher(matcher.deep_copy(), self._shared_vocabulary(), layout)
 
     def _build(self, source: GrammarSource) -> llguidance.LLMatcher:
         if not source.simple:
             check_cost(source.text, source.what)
-        with self._lock:
-            if self._vocabulary is None:
-                self._vocabulary = build_vocabulary(self._tokenizer, self._vocab_size, self._eos_token_ids)
-        matcher = llguidance.LLMatcher(self._vocabulary, source.text, log_level=0, limits=_LIMITS)
+        vocabulary = self._shared_vocabulary()
+        matcher = llguidance.LLMatcher(vocabulary.guidance, source.text, log_level=0, limits=_LIMITS)
         loosened = [] if matcher.is_error() else matcher.get_grammar_warnings()
         if loosened:
             raise ConfigError(f"{source.what} cannot be kept to exactly: {_reason(loosened[0])}")
-        trial = GrammarMatcher(matcher.deep_copy(), self._vocab_size, self._eos_token_ids)
+        trial = GrammarMatcher(matcher.deep_copy(), vocabulary)
         try:
             trial.fill_mask(np.empty((self._vocab_size + 31) // 32, np.uint32))
         except ConfigError:
             raise ConfigError(f"{source.what} cannot be used: {_reason(matcher.get_error())}") from None
         return matcher
 
+    def _shared_vocabulary(self) -> GrammarVocabulary:
+        with self._lock:
+            if self._vocabulary is None:
+                self._vocabulary = build_vocabulary(self._tokenizer, self._vocab_size, self._eos_token_ids)
+            return self._vocabulary
+
 
 class GrammarMatcher:
     """The state of one sequence. Used by one thread at a time."""
 
-    def __init__(self, matcher: llguidance.LLMatcher, vocab_size: int, eos_token_ids: frozenset[int]) -> None:
+    def __init__(
+        self, matcher: llguidance.LLMatcher, vocabulary: GrammarVocabulary, layout: JsonLayout | None = None
+    ) -> None:
+        """layout: of a JSON text, to guess by; it is this matcher's own."""
         self._matcher = matcher
-        self._vocab_size = vocab_size
-        self._eos_token_ids = eos_token_ids
+        self._vocabulary = vocabulary
+        self._layout = layout
         # Without an end token, llguidance's vocabulary has one more than ours: a mask of its own holds that bit.
-        words = (vocab_size + (not eos_token_ids) + 31) // 32
+        words = (vocabulary.size + (not vocabulary.eos_token_ids) + 31) // 32
         self._scratch = np.zeros(words, np.uint32)
 
     def fill_mask(self, out: Bitmask) -> None:
@@ -100,16 +110,21 @@ class GrammarMatcher:
         if self._matcher.is_error():
             raise ConfigError(f"the grammar allows no further token: {_reason(self._matcher.get_error())}")
         out[:] = self._scratch[: len(out)]
-        if not self._eos_token_ids and self._vocab_size % 32:
-            out[-1] &= np.uint32((1 << self._vocab_size % 32) - 1)
+        size = self._vocabulary.size
+        if not self._vocabulary.eos_token_ids and size % 32:
+            out[-1] &= np.uint32((1 << size % 32) - 1)
 
     def accept(self, token_id: int) -> bool:
         """Moves on by one token; False, and nothing changes, if the grammar does not allow it."""
-        if not 0 <= token_id < self._vocab_size:
+        if not 0 <= token_id < self._vocabulary.size:
             return False
         if self._matcher.is_stopped():
-            return not self._matcher.is_error() and token_id in self._eos_token_ids
-        return bool(self._matcher.try_consume_tokens([token_id]) == 1)
+            return not self._matcher.is_error() and token_id in self._vocabulary.eos_token_ids
+        if self._matcher.try_consume_tokens([token_id]) != 1:
+            return False
+        if self._layout is not None:
+            self._layout.feed(self._vocabulary.tokens[token_id])
+        return True
 
     def is_finished(self) -> bool:
         """Whether the text is complete and only an end token may follow."""
@@ -117,11 +132,18 @@ class GrammarMatcher:
 
     def fork(self) -> GrammarMatcher:
         """A copy that moves on by itself."""
-        return GrammarMatcher(self._matcher.deep_copy(), self._vocab_size, self._eos_token_ids)
+        layout = None if self._layout is None else self._layout.copy()
+        return GrammarMatcher(self._matcher.deep_copy(), self._vocabulary, layout)
 
     def forced_tokens(self) -> list[int]:
         """The tokens that must follow, [] if there is a choice (or the end) next."""
         return [] if self._matcher.is_stopped() else list(self._matcher.compute_ff_tokens())
+
+    def likely_tokens(self, limit: int) -> list[int]:
+        """At most so many tokens that probably follow: forced ones, and the white space that JSON leaves free."""
+        if self._layout is None or self._matcher.is_stopped():
+            return []
+        return likely_tokens(self._matcher, self._vocabulary, self._layout, limit)
 
 
 def _key(params: StructuredOutputsParams) -> tuple[str, str]:

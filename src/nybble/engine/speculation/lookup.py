@@ -1,4 +1,6 @@
-"""Guesses that cost nothing: what a grammar forces, and what followed when the same tokens stood in a text before."""
+"""Guesses that cost next to nothing: what a grammar forces, how a JSON text with a schema probably goes on, and what
+followed when the same tokens stood in a text before.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ MIN_MATCH = 2  # tokens that must have stood in the text before
 _FORCED_CHANCE = 0.99
 _FORCED = -1
 _LENGTHS = 9  # matches of 0 to 8 tokens, and longer ones
-_OWN, _RECENT = 0, 1
+_OWN, _RECENT, _LAYOUT = 0, 1, 2
+_LAYOUT_CHANCE = 0.85
 
 
 @dataclass(slots=True)
@@ -21,7 +24,8 @@ class _State:
     """What is kept of a sequence between steps."""
 
     repeats: Repeats = field(default_factory=Repeats)
-    odds: tuple[Odds, Odds] = field(default_factory=lambda: (Odds(), Odds()))  # of its own text, of recent ones
+    # Of its own text, of recent ones, of the layout of its JSON text.
+    odds: tuple[Odds, Odds, Odds] = field(default_factory=lambda: (Odds(), Odds(), Odds()))
 
 
 class Lookup:
@@ -30,7 +34,8 @@ class Lookup:
     def __init__(self) -> None:
         self._recent = RecentTexts()
         self._states: dict[Sequence, _State] = {}
-        self._by_length = [Odds() for _ in range(2 * _LENGTHS)]  # of all sequences, by source and length of the match
+        # Of all sequences, by source and length of the match, which a layout has not.
+        self._by_length = [Odds() for _ in range(_LAYOUT * _LENGTHS + 1)]
 
     def chance(self, sequence: Sequence) -> float:
         """It makes its guesses at once instead, with a chance for each."""
@@ -63,11 +68,26 @@ class Lookup:
         repeats.extend(sequence.token_ids[len(repeats.tokens) :])
         if limit <= 0:
             return Draft(self)
-        forced = sequence.matcher.forced_tokens()[:limit] if sequence.matcher is not None else []
-        if forced:
-            draft = self._with_chances(forced, _FORCED_CHANCE, _FORCED)
-            draft.is_forced = True
-            return draft
+        by_grammar = self._by_grammar(sequence, state, limit)
+        if by_grammar.is_forced:
+            return by_grammar
+        by_repeat = self._by_repeat(sequence, state, limit)
+        return by_repeat if sum(by_repeat.chances) > sum(by_grammar.chances) else by_grammar
+
+    def _by_grammar(self, sequence: Sequence, state: _State, limit: int) -> Draft:
+        if sequence.matcher is None:
+            return Draft(self)
+        forced = sequence.matcher.forced_tokens()[:limit]
+        likely = sequence.matcher.likely_tokens(limit)
+        if len(likely) > len(forced):
+            kind = _LAYOUT * _LENGTHS
+            return self._with_chances(likely, self._chance(state, kind, _LAYOUT_CHANCE), kind)
+        draft = self._with_chances(forced, _FORCED_CHANCE, _FORCED)
+        draft.is_forced = bool(forced)
+        return draft
+
+    def _by_repeat(self, sequence: Sequence, state: _State, limit: int) -> Draft:
+        repeats = state.repeats
         source, length = _OWN, repeats.match_length
         recent_length, found = self._recent.find(
             sequence.request.cache_salt, sequence.token_ids[-LONGEST_MATCH:], limit
@@ -79,9 +99,11 @@ class Lookup:
         else:
             return Draft(self)
         kind = source * _LENGTHS + min(length, _LENGTHS - 1)
-        prior = min(0.25 + 0.08 * length, 0.9)
-        chance = state.odds[source].chance(self._by_length[kind].chance(prior))
+        chance = self._chance(state, kind, prior=min(0.25 + 0.08 * length, 0.9))
         return self._with_chances(list(found), chance, kind)
+
+    def _chance(self, state: _State, kind: int, prior: float) -> float:
+        return state.odds[kind // _LENGTHS].chance(self._by_length[kind].chance(prior))
 
     def _with_chances(self, tokens: list[int], chance: float, kind: int) -> Draft:
         chances, all_right = [], 1.0
