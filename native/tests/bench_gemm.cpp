@@ -27,12 +27,14 @@ namespace {
 
 constexpr int kInputs = 1536, kOutputs = 1536, kMaxTokens = 512;
 constexpr int kBlocks = kInputs / kBlockInputs;
+constexpr int kFloats = -1;
 constexpr int kSuperTile = 208;  // tokens whose activations stay in the second-level cache
 
 struct Case {
     const char* name;
     Format format;
-    int unit_k, unit_bytes, halves;  // the unit starts with `halves` f16 vectors of 16 scales
+    int unit_k, unit_bytes;
+    int halves;  // the unit starts with so many f16 vectors of 16 scales; 0: with exponents, kFloats: with one of f32
 };
 
 template <Format format>
@@ -58,6 +60,10 @@ std::vector<uint8_t> random_weights(const Case& c, std::mt19937& rng) {
         for (int i = 0; i < c.halves * kGroupRows; ++i) {
             uint16_t half = float_to_half(scale(rng));
             std::memcpy(&data[unit * c.unit_bytes + 2 * i], &half, 2);
+        }
+        for (int row = 0; c.halves == kFloats && row < kGroupRows; ++row) {
+            const float value = scale(rng) / 100;  // for codes of 16 bits
+            std::memcpy(&data[unit * c.unit_bytes + 4 * row], &value, 4);
         }
         if (c.halves == 0) std::memset(&data[unit * c.unit_bytes], 120, kGroupRows);  // exponents
     }
@@ -125,7 +131,7 @@ void run(Isa isa, const Case& c, bool speed, double peak) {
     for (size_t i = 5; i < x.size(); i += 256) x[i] *= 30;
     ActVectors acts((size_t)kMaxTokens * kBlocks), one(kBlocks);
 
-    for (int tokens : {17, 31}) {
+    for (int tokens : {17, 19, 21, 22, 31}) {
         quantize_tiles(table, x.data(), tokens, acts);
         multiply(table, c, w.data(), acts.view(), tokens, out.data());
         for (int t = 0; t < tokens; ++t) {
@@ -147,7 +153,7 @@ void run(Isa isa, const Case& c, bool speed, double peak) {
     check(quantization_error < 0.03f, "float close to int8", c, isa);
     std::printf("%-8s %-7s against generic %.1e, float against int8 %.1e", std::string(name(isa)).c_str(), c.name,
                 int_error, quantization_error);
-    for (int tokens : {1, 2, 4, 8, 32, 512}) {
+    for (int tokens : {1, 2, 3, 4, 5, 6, 7, 8, 32, 512}) {
         if (!speed) break;
         quantize_tiles(table, x.data(), tokens, acts);
         const double seconds =
@@ -171,7 +177,7 @@ void run_stream(Isa isa, const Case& c) {
     std::vector<float> x((size_t)16 * kInputs, 0.5f), out((size_t)16 * kOutputs);
     const size_t group_bytes = (size_t)(kInputs / c.unit_k) * c.unit_bytes;
     std::printf("%-8s %-7s streamed from memory", std::string(name(isa)).c_str(), c.name);
-    for (int tokens : {1, 2, 4, 8, 16}) {
+    for (int tokens : {1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 16}) {
         quantize_tiles(table, x.data(), tokens, acts);
         const double seconds = best_seconds(7, [&] {
             for (size_t at = 0; at + group_bytes <= w.size(); at += group_bytes) {
@@ -189,14 +195,14 @@ void run_stream(Isa isa, const Case& c) {
 int main(int argc, char** argv) {
     using namespace nybble;
     const Case cases[] = {
-        make_case<Format::Q4_0>("Q4_0", 1),     make_case<Format::Q4_1>("Q4_1", 2),
-        make_case<Format::Q5_0>("Q5_0", 1),     make_case<Format::Q5_1>("Q5_1", 2),
-        make_case<Format::Q8_0>("Q8_0", 1),     make_case<Format::IQ4_NL>("IQ4_NL", 1),
-        make_case<Format::MXFP4>("MXFP4", 0),   make_case<Format::Q2_K>("Q2_K", 2),
-        make_case<Format::Q3_K>("Q3_K", 1),     make_case<Format::Q4_K>("Q4_K", 2),
-        make_case<Format::Q5_K>("Q5_K", 2),     make_case<Format::Q6_K>("Q6_K", 1),
-        make_case<Format::IQ4_XS>("IQ4_XS", 1), make_case<Format::U4_128>("U4_128", 1),
-        make_case<Format::NF4_64>("NF4_64", 1),
+        make_case<Format::Q4_0>("Q4_0", 1),           make_case<Format::Q4_1>("Q4_1", 2),
+        make_case<Format::Q5_0>("Q5_0", 1),           make_case<Format::Q5_1>("Q5_1", 2),
+        make_case<Format::Q8_0>("Q8_0", 1),           make_case<Format::IQ4_NL>("IQ4_NL", 1),
+        make_case<Format::MXFP4>("MXFP4", 0),         make_case<Format::Q2_K>("Q2_K", 2),
+        make_case<Format::Q3_K>("Q3_K", 1),           make_case<Format::Q4_K>("Q4_K", 2),
+        make_case<Format::Q5_K>("Q5_K", 2),           make_case<Format::Q6_K>("Q6_K", 1),
+        make_case<Format::IQ4_XS>("IQ4_XS", 1),       make_case<Format::U4_128>("U4_128", 1),
+        make_case<Format::NF4_64>("NF4_64", kFloats),
     };
     for (Isa isa : {Isa::avx512, Isa::avx2, Isa::generic}) {
         if (!supported(isa) || (argc > 1 && parse_isa(argv[1]) != isa)) continue;

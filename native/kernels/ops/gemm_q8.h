@@ -97,16 +97,14 @@ template <class S, class Q, int T>
     }
 }
 
-// Whether any of T flags is set.
+// The bytes of T flags, or'd together. Read in powers of two: three bytes would go through memory.
 template <int T>
-NYBBLE_INLINE bool any_set(const uint8_t* flags) {
-    if constexpr (T > 8) {
-        return any_set<8>(flags) || any_set<T - 8>(flags + 8);
-    } else {
-        uint64_t all = 0;
-        std::memcpy(&all, flags, T);
-        return all != 0;
-    }
+NYBBLE_INLINE uint64_t any_set(const uint8_t* flags) {
+    constexpr int first = T >= 8 ? 8 : T >= 4 ? 4 : T >= 2 ? 2 : 1;
+    uint64_t all = 0;
+    std::memcpy(&all, flags, first);
+    if constexpr (T > first) all |= any_set<T - first>(flags + first);
+    return all;
 }
 
 // Adds what the fine blocks contribute. `acts` starts at the first of the T tokens, in a tile of `act_stride` tokens.
@@ -145,34 +143,32 @@ NYBBLE_INLINE void gemm_q8_tokens(const uint8_t* w_group, Acts acts, ptrdiff_t a
     gemm_q8_refine<S, Q, T>(w_group, acts, act_stride, k_blocks, out, ldo);
 }
 
-// out[t][0..15] for all tokens; acts in tile layout. Each tile is cut greedily into {16, 8, 4, 2, 1} tokens.
+// The sizes into which tokens are cut: 16, then 8 and every smaller one, because a step of 3 or 7 tokens must not read
+// the weights two or three times. With 16 registers a tile has 4 tokens at most, with two planes of codes 8.
+template <class S, class Q>
+inline constexpr int kLargestTile = S::max_tile < 16        ? 4
+                                    : packed::kTwoPlanes<Q> ? 8
+                                                            : 16;
+
+// Tokens `t` to `in_tile` of one tile, in tiles of T tokens while they fit, then in smaller ones.
+template <class S, class Q, int T>
+NYBBLE_INLINE void gemm_q8_from(int t, int in_tile, const uint8_t* w_group, Acts tile, int k_blocks, float* out,
+                                ptrdiff_t ldo) {
+    for (; t + T <= in_tile; t += T) {
+        gemm_q8_tokens<S, Q, T>(w_group, tile.at(t), in_tile, k_blocks, out + t * ldo, ldo);
+    }
+    if constexpr (T > 1) {
+        gemm_q8_from<S, Q, (T > 8 ? 8 : T - 1)>(t, in_tile, w_group, tile, k_blocks, out, ldo);
+    }
+}
+
+// out[t][0..15] for all tokens; acts in tile layout.
 template <class S, class Q>
 void gemm_q8(const uint8_t* w_group, Acts acts, int tokens, int k_blocks, float* out, int ldo) {
     for (int tile0 = 0; tile0 < tokens; tile0 += kTokenTile) {
-        int in_tile = tokens - tile0 < kTokenTile ? tokens - tile0 : kTokenTile;
-        const Acts tile = acts.at((ptrdiff_t)tile0 * k_blocks);
-        float* tile_out = out + (ptrdiff_t)tile0 * ldo;
-        int t = 0;
-        if constexpr (S::max_tile >= 16) {
-            if constexpr (!packed::kTwoPlanes<Q>) {  // two planes of codes leave registers for eight tokens
-                for (; t + 16 <= in_tile; t += 16) {
-                    gemm_q8_tokens<S, Q, 16>(w_group, tile.at(t), in_tile, k_blocks, tile_out + (ptrdiff_t)t * ldo,
-                                             ldo);
-                }
-            }
-            for (; t + 8 <= in_tile; t += 8) {
-                gemm_q8_tokens<S, Q, 8>(w_group, tile.at(t), in_tile, k_blocks, tile_out + (ptrdiff_t)t * ldo, ldo);
-            }
-        }
-        for (; t + 4 <= in_tile; t += 4) {
-            gemm_q8_tokens<S, Q, 4>(w_group, tile.at(t), in_tile, k_blocks, tile_out + (ptrdiff_t)t * ldo, ldo);
-        }
-        for (; t + 2 <= in_tile; t += 2) {
-            gemm_q8_tokens<S, Q, 2>(w_group, tile.at(t), in_tile, k_blocks, tile_out + (ptrdiff_t)t * ldo, ldo);
-        }
-        for (; t < in_tile; ++t) {
-            gemm_q8_tokens<S, Q, 1>(w_group, tile.at(t), in_tile, k_blocks, tile_out + (ptrdiff_t)t * ldo, ldo);
-        }
+        const int in_tile = tokens - tile0 < kTokenTile ? tokens - tile0 : kTokenTile;
+        gemm_q8_from<S, Q, kLargestTile<S, Q>>(0, in_tile, w_group, acts.at((ptrdiff_t)tile0 * k_blocks), k_blocks,
+                                               out + (ptrdiff_t)tile0 * ldo, ldo);
     }
 }
 
