@@ -14,8 +14,9 @@ inline constexpr int kAttentionMaxTokens = 16;  // query tokens per call
 // How keys and values are kept: in floats of 16 or 32 bits, or in 8 bits with a scale per token and head.
 enum class KvType { f16, f32, int8 };
 
-// Bytes of one (block, kv head): K [head_dim][16 tokens], then V [16 tokens][head_dim]; with int8 then the scales, f16,
-// of the 16 keys and of the 16 values.
+// Bytes of one (block, kv head): K [head_dim][16 tokens], then V [16 tokens][head_dim]. With int8, two numbers that are
+// multiplied in one go lie side by side, K [head_dim / 2][16 tokens][2], V [8 pairs of tokens][head_dim][2], and behind
+// them the scales, f16, of the 16 keys and of the 16 values.
 constexpr size_t kv_head_bytes(int head_dim, KvType type) {
     const size_t numbers = (size_t)2 * (size_t)head_dim * kKvBlockTokens;
     if (type == KvType::int8) return numbers + (size_t)2 * kKvBlockTokens * 2;
@@ -46,7 +47,8 @@ constexpr int attention_padded_rows(int rows) {
 }
 
 constexpr size_t attention_scratch_floats(int rows, int head_dim) {
-    return (size_t)(attention_padded_rows(rows) + rows) * (size_t)head_dim + (size_t)rows * 2 +
+    return (size_t)(attention_padded_rows(rows) + rows) * (size_t)head_dim +
+           (size_t)(attention_padded_rows(rows) + rows * 2) +
            (size_t)kAttentionRowTile * (kAttentionChunk + (size_t)head_dim);
 }
 

@@ -203,8 +203,19 @@ struct AttentionRun {
         return out;
     }
 
-    double reference(int t, int head, int d) const {
+    // The query as it is multiplied: with int8 keys as codes of 14 bits.
+    std::vector<double> query(int t, int head) const {
         const float* row = &q[((size_t)t * c.heads + head) * c.head_dim];
+        std::vector<double> found(row, row + c.head_dim);
+        if (c.type != KvType::int8) return found;
+        float most = 0;
+        for (int i = 0; i < c.head_dim; ++i) most = std::max(most, std::abs(row[i]));
+        for (int i = 0; i < c.head_dim; ++i) found[i] = (double)std::lrint(row[i] * (16383 / most)) * most / 16383;
+        return found;
+    }
+
+    double reference(int t, int head, int d) const {
+        const std::vector<double> row = query(t, head);
         auto stored = [&](const std::vector<float>& all, int s, int i) {
             const float* head = &all[(size_t)s * c.head_dim];
             if (c.type != KvType::int8) return c.type == KvType::f32 ? head[i] : half_to_float(float_to_half(head[i]));
@@ -220,7 +231,7 @@ struct AttentionRun {
         const int begin = c.window ? std::max(0, t + 1 - c.window) : 0;
         for (int s = begin; s <= t; ++s) {
             double score = 0;
-            for (int i = 0; i < c.head_dim; ++i) score += (double)row[i] * stored(k, s, i);
+            for (int i = 0; i < c.head_dim; ++i) score += row[i] * stored(k, s, i);
             if (c.softcap > 0) score = c.softcap * std::tanh(score / c.softcap);
             scores.push_back(score);
             max = std::max(max, score);
@@ -245,8 +256,11 @@ void check_attention(const Kernels& table, AttentionCase c) {
         const double difference = whole[((size_t)t * c.heads + head) * c.head_dim + d] - run.reference(t, head, d);
         worst = std::max(worst, std::isnan(difference) ? 1e9 : std::abs(difference));
     }
-    if (worst > 3e-6) std::printf("attention error %.2e\n", worst);
-    check(worst <= 3e-6, "attention against the reference", table.isa);
+    // With int8 the weights of several hundred tokens are rounded to 15 bits of the largest one, which the reference
+    // does not do: a thirtieth of what rounding the values themselves to 8 bits costs.
+    const double allowed = c.type == KvType::int8 ? 3e-4 : 3e-6;
+    if (worst > allowed) std::printf("attention error %.2e\n", worst);
+    check(worst <= allowed, "attention against the reference", table.isa);
     bool same = true;
     for (int tile : {1, 3, 7}) {
         for (int first : {0, 5, c.length - 1}) {

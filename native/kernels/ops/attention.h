@@ -4,6 +4,7 @@
 #pragma once
 
 #include "kernels/attention_args.h"
+#include "kernels/ops/attention_int8.h"
 #include "kernels/ops/attention_parts.h"
 #include "kernels/simd/common.h"
 
@@ -11,12 +12,14 @@ namespace nybble::ops {
 
 // The running state of all rows of the call, in the caller's scratch.
 struct AttentionState {
-    float* queries;     // [row tile][head_dim][rows of the tile], so that a tile's rows are read at fixed offsets
-    float* sums;        // [row][head_dim], weighted sum of V
-    float* maxima;      // [row]
-    float* totals;      // [row], sum of the weights
-    float* scores;      // [kAttentionRowTile][kAttentionChunk]
-    float* chunk_sums;  // [kAttentionRowTile][head_dim]
+    float* queries;       // [row tile][head_dim][rows of the tile], so that a tile's rows are read at fixed offsets;
+                          // with int8 [row tile][head_dim / 2][rows of the tile] pairs of codes instead
+    float* query_scales;  // [padded row], of the codes
+    float* sums;          // [row][head_dim], weighted sum of V
+    float* maxima;        // [row]
+    float* totals;        // [row], sum of the weights
+    float* scores;        // [kAttentionRowTile][kAttentionChunk]
+    float* chunk_sums;    // [kAttentionRowTile][head_dim]
 };
 
 NYBBLE_INLINE AttentionState carve_scratch(float* scratch, int rows, int head_dim) {
@@ -27,6 +30,7 @@ NYBBLE_INLINE AttentionState carve_scratch(float* scratch, int rows, int head_di
     state.chunk_sums = state.scores + kAttentionRowTile * kAttentionChunk;
     state.maxima = state.chunk_sums + kAttentionRowTile * (ptrdiff_t)head_dim;
     state.totals = state.maxima + rows;
+    state.query_scales = state.totals + rows;
     return state;
 }
 
@@ -60,16 +64,40 @@ template <class S, class KV, int R>
     // The first rows bring the KV in for all.
     const int blocks_left =
         row0 > 0 ? 0 : (args.first_position + args.tokens + kKvBlockTokens - 1 - chunk) / kKvBlockTokens;
-    score_blocks<S, KV, R>(args, state.queries + (ptrdiff_t)row0 * dim, blocks, first_block, last_block, blocks_left,
-                           state.scores);
+    const float* queries = state.queries + (ptrdiff_t)row0 * dim;
+    for_blocks<S, R>(blocks, first_block, last_block, blocks_left,
+                     [&]<int n>(int block, const int32_t* ahead) NYBBLE_LAMBDA {
+                         float* scores = state.scores + block * kKvBlockTokens;
+                         if constexpr (KV::scaled) {
+                             score_some_blocks_int8<S, R, n>(args, reinterpret_cast<const int32_t*>(queries),
+                                                             state.query_scales + row0, blocks + block, ahead, scores);
+                         } else {
+                             score_some_blocks<S, KV, R, n>(args, queries, blocks + block, ahead, scores);
+                         }
+                     });
     float chunk_max[R], chunk_total[R];
     for (int r = 0; r < R; ++r) {
         if (ranges[r].begin == ranges[r].end) continue;  // what its scores become is never used
         softmax_row<S>(state.scores + r * kAttentionChunk, first_block * kKvBlockTokens, last_block * kKvBlockTokens,
                        ranges[r], args.softcap, &chunk_max[r], &chunk_total[r]);
     }
-    if constexpr (KV::scaled) scale_weights<S, R>(args, blocks, first_block, last_block, state.scores);
-    weigh_values<S, KV, R>(args, blocks, begin, end, state.scores, state.chunk_sums);
+    if constexpr (KV::scaled) {
+        float value_scales[kAttentionChunk], scales[R];
+        int16_t codes[R * kAttentionChunk];
+        load_value_scales<S>(args, blocks, begin, end, value_scales);
+        for (int r = 0; r < R; ++r) {
+            scales[r] =
+                quantize_weights<S>(state.scores + r * kAttentionChunk, value_scales, first_block * kKvBlockTokens,
+                                    last_block * kKvBlockTokens, codes + r * kAttentionChunk);
+        }
+        for_columns<S, R>(dim, [&]<int n>(int column) NYBBLE_LAMBDA {
+            weigh_columns_int8<S, R, n>(args, blocks, begin, end, codes, scales, column, state.chunk_sums);
+        });
+    } else {
+        for_columns<S, R>(dim, [&]<int n>(int column) NYBBLE_LAMBDA {
+            weigh_columns<S, KV, R, n>(args, blocks, begin, end, state.scores, column, state.chunk_sums);
+        });
+    }
     for (int r = 0; r < R; ++r) {
         if (ranges[r].begin == ranges[r].end) continue;  // this row saw nothing here: its state must not move
         const int row = row0 + r;
@@ -94,22 +122,30 @@ NYBBLE_INLINE void for_row_tiles(int rows, Function f) {
     }
 }
 
+// The queries of a tile, side by side; those of padding are 0.
+template <class S, class KV, int R>
+NYBBLE_INLINE void pack_queries(const AttentionArgs& args, const AttentionState& state, int row0) {
+    const int dim = args.head_dim;
+    float* packed = state.queries + (ptrdiff_t)row0 * dim;
+    for (int i = 0; i < dim * R; ++i) packed[i] = 0.0f;
+    for (int r = 0; r < R; ++r) {
+        const int row = row0 + r;
+        if constexpr (KV::scaled) state.query_scales[row] = 0.0f;
+        if (row >= args.tokens * args.heads) continue;
+        const float* q = args.q + row / args.heads * args.q_stride + (ptrdiff_t)(row % args.heads) * dim;
+        if constexpr (KV::scaled) {
+            state.query_scales[row] = quantize_query<S>(q, dim, reinterpret_cast<int32_t*>(packed) + r, R);
+        } else {
+            for (int d = 0; d < dim; ++d) packed[d * R + r] = q[d];
+        }
+    }
+}
+
 template <class S, class KV>
 [[gnu::noinline]] void attention_typed(const AttentionArgs& args) {
     const int rows = args.tokens * args.heads, dim = args.head_dim;
     const AttentionState state = carve_scratch(args.scratch, rows, dim);
-    for_row_tiles(rows, [&]<int R>(int row0) NYBBLE_LAMBDA {
-        float* packed = state.queries + (ptrdiff_t)row0 * dim;
-        for (int r = 0; r < R; ++r) {
-            if (row0 + r >= rows) {
-                for (int d = 0; d < dim; ++d) packed[d * R + r] = 0.0f;
-                continue;
-            }
-            const int token = (row0 + r) / args.heads, head = (row0 + r) % args.heads;
-            const float* q = args.q + token * args.q_stride + (ptrdiff_t)head * dim;
-            for (int d = 0; d < dim; ++d) packed[d * R + r] = q[d];
-        }
-    });
+    for_row_tiles(rows, [&]<int R>(int row0) NYBBLE_LAMBDA { pack_queries<S, KV, R>(args, state, row0); });
     for (int row = 0; row < rows; ++row) {
         state.maxima[row] = -__builtin_inff();
         state.totals[row] = 0.0f;

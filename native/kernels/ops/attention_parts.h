@@ -45,14 +45,6 @@ NYBBLE_INLINE void score_some_blocks(const AttentionArgs& args, const float* que
                 for (int r = 0; r < R; ++r) acc[r][b] = S::fma(key, S::set1(queries[d * R + r]), acc[r][b]);
             }
         }
-        if constexpr (KV::scaled) {
-#pragma GCC unroll 8
-            for (int b = 0; b < blocks_at_once; ++b) {
-                const F scale = S::load_f16(KV::key_scales(keys[b], args.head_dim) + part);
-#pragma GCC unroll 8
-                for (int r = 0; r < R; ++r) acc[r][b] = S::mul(acc[r][b], scale);
-            }
-        }
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
@@ -63,22 +55,19 @@ NYBBLE_INLINE void score_some_blocks(const AttentionArgs& args, const float* que
     }
 }
 
-// `blocks` has blocks_left entries that may be fetched ahead; 0 turns that off.
-template <class S, class KV, int R>
-NYBBLE_INLINE void score_blocks(const AttentionArgs& args, const float* queries, const int32_t* blocks, int first_block,
-                                int last_block, int blocks_left, float* scores) {
+// Calls score.template operator()<n>(block, ahead) for n blocks at a time, of [first_block, last_block). `blocks` has
+// blocks_left entries that may be fetched ahead; 0 turns that off.
+template <class S, int R, class Score>
+NYBBLE_INLINE void for_blocks(const int32_t* blocks, int first_block, int last_block, int blocks_left, Score score) {
     constexpr int at_once = S::max_tile >= 16 ? (R >= 8 ? 2 : 4) : (R >= 8 ? 1 : R >= 4 ? 2 : 4);
     // What to fetch while `count` blocks are worked on: the blocks after them, or nothing new at the table's end.
     auto ahead = [&](int block, int count)
                      NYBBLE_LAMBDA { return blocks + (block + 2 * count <= blocks_left ? block + count : block); };
     int block = first_block;
     for (; block + at_once <= last_block; block += at_once) {
-        score_some_blocks<S, KV, R, at_once>(args, queries, blocks + block, ahead(block, at_once),
-                                             scores + block * kKvBlockTokens);
+        score.template operator()<at_once>(block, ahead(block, at_once));
     }
-    for (; block < last_block; ++block) {
-        score_some_blocks<S, KV, R, 1>(args, queries, blocks + block, ahead(block, 1), scores + block * kKvBlockTokens);
-    }
+    for (; block < last_block; ++block) score.template operator()<1>(block, ahead(block, 1));
 }
 
 // Turns scores [begin, end) (whole blocks) into weights exp(score - max over the visible range). What is outside the
@@ -110,23 +99,7 @@ template <class S>
     *total_out = S::reduce_add(total);
 }
 
-// The scales of int8 values go into the weights, once for all of head_dim. Totals were taken before.
-template <class S, int R>
-NYBBLE_INLINE void scale_weights(const AttentionArgs& args, const int32_t* blocks, int first_block, int last_block,
-                                 float* weights) {
-    for (int block = first_block; block < last_block; ++block) {
-        const uint16_t* scales = KvInt8::value_scales(args.kv + blocks[block] * args.kv_block_stride, args.head_dim);
-        for (int part = 0; part < kKvBlockTokens; part += S::lanes) {
-            const typename S::F scale = S::load_f16(scales + part);
-            float* to = weights + block * kKvBlockTokens + part;
-            for (int r = 0; r < R; ++r, to += kAttentionChunk) {
-                // A weight of zero stays zero, whatever lies in cells that were never written.
-                S::store(to, S::mul(S::load(to), scale));
-            }
-        }
-    }
-}
-
+// sums[r][column ...] = sum over tokens [begin, end) of weight * V, in ascending order.
 template <class S, class KV, int R, int vectors>
 NYBBLE_INLINE void weigh_columns(const AttentionArgs& args, const int32_t* blocks, int begin, int end,
                                  const float* weights, int column, float* sums) {
@@ -164,18 +137,15 @@ NYBBLE_INLINE void weigh_columns(const AttentionArgs& args, const int32_t* block
     }
 }
 
-// sums[r][head_dim] = sum over tokens [begin, end) of weight * V, in ascending order.
-template <class S, class KV, int R>
-NYBBLE_INLINE void weigh_values(const AttentionArgs& args, const int32_t* blocks, int begin, int end,
-                                const float* weights, float* sums) {
+// Calls weigh.template operator()<n>(column) for n vectors of columns at a time, until head_dim is covered.
+template <class S, int R, class Weigh>
+NYBBLE_INLINE void for_columns(int head_dim, Weigh weigh) {
     constexpr int vectors = S::max_tile >= 16 ? (R >= 8 ? 2 : R >= 4 ? 4 : 8) : (R >= 8 ? 1 : R >= 4 ? 2 : 4);
     int column = 0;
-    for (; column + vectors * S::lanes <= args.head_dim; column += vectors * S::lanes) {
-        weigh_columns<S, KV, R, vectors>(args, blocks, begin, end, weights, column, sums);
+    for (; column + vectors * S::lanes <= head_dim; column += vectors * S::lanes) {
+        weigh.template operator()<vectors>(column);
     }
-    for (; column < args.head_dim; column += S::lanes) {
-        weigh_columns<S, KV, R, 1>(args, blocks, begin, end, weights, column, sums);
-    }
+    for (; column < head_dim; column += S::lanes) weigh.template operator()<1>(column);
 }
 
 // Joins a chunk's maximum, total and weighted values to the row's running ones.

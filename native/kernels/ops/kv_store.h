@@ -40,10 +40,6 @@ struct KvF32 {
 struct KvInt8 {
     using Element = int8_t;
     static constexpr bool scaled = true;
-    template <class S>
-    NYBBLE_SIMD typename S::F load(const int8_t* p) {
-        return S::cvt(S::load_i8(p));
-    }
     static const uint16_t* key_scales(const void* block, int head_dim) {
         return reinterpret_cast<const uint16_t*>(static_cast<const int8_t*>(block) + 2 * head_dim * kKvBlockTokens);
     }
@@ -52,9 +48,10 @@ struct KvInt8 {
     }
 };
 
-// Codes of one head's numbers, `stride` bytes apart; returns their scale. The scale is rounded to f16 first, up, so
+// Gives put(i, code) the codes of one head's numbers; returns their scale. The scale is rounded to f16 first, up, so
 // that no code exceeds 127; what is not finite becomes a scale of the same kind.
-inline uint16_t quantize_head(const float* x, int count, int8_t* codes, ptrdiff_t stride) {
+template <class Put>
+inline uint16_t quantize_head(const float* x, int count, Put put) {
     float largest = 0.0f;
     bool finite = true;
     for (int i = 0; i < count; ++i) {
@@ -67,17 +64,20 @@ inline uint16_t quantize_head(const float* x, int count, int8_t* codes, ptrdiff_
     const float scale = half_to_float(half);
     const bool usable = finite && scale > 0.0f && scale < 65504.0f;
     const float inverse = usable ? 1.0f / scale : 0.0f;
-    for (int i = 0; i < count; ++i) codes[i * stride] = usable ? (int8_t)__builtin_lrintf(x[i] * inverse) : 0;
+    for (int i = 0; i < count; ++i) put(i, usable ? (int8_t)__builtin_lrintf(x[i] * inverse) : (int8_t)0);
     if (finite && scale < 65504.0f) return half;
-    for (int i = 0; i < count; ++i) codes[i * stride] = 1;
+    for (int i = 0; i < count; ++i) put(i, (int8_t)1);
     return 0x7e00;  // NaN: it must show
 }
 
 inline void store_kv_int8(const float* k, const float* v, int head_dim, int8_t* block, int slot) {
     auto* scales = reinterpret_cast<uint16_t*>(block + 2 * head_dim * kKvBlockTokens);
-    scales[slot] = quantize_head(k, head_dim, block + slot, kKvBlockTokens);
-    int8_t* values = block + (ptrdiff_t)head_dim * kKvBlockTokens + (ptrdiff_t)slot * head_dim;
-    scales[kKvBlockTokens + slot] = quantize_head(v, head_dim, values, 1);
+    int8_t* keys = block + 2 * slot;
+    scales[slot] = quantize_head(
+        k, head_dim, [&](int d, int8_t code) NYBBLE_LAMBDA { keys[d / 2 * 2 * kKvBlockTokens + d % 2] = code; });
+    int8_t* values = block + (ptrdiff_t)(kKvBlockTokens + slot / 2 * 2) * head_dim + slot % 2;
+    scales[kKvBlockTokens + slot] =
+        quantize_head(v, head_dim, [&](int d, int8_t code) NYBBLE_LAMBDA { values[2 * d] = code; });
 }
 
 template <class S, class KV>

@@ -90,6 +90,11 @@ struct Avx2 {
         __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
         _mm_storel_epi64((__m128i*)p, _mm_packs_epi16(words, words));
     }
+    NYBBLE_SIMD void store_i16(int16_t* p, I x) {
+        _mm_storeu_si128((__m128i*)p, _mm_packs_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1)));
+    }
+    // Two codes for each lane, as 16 bits each, the first one below; see dot2.
+    NYBBLE_SIMD I load_i8_pairs(const int8_t* p) { return _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)p)); }
     // The sum of 16 codes. psadbw adds bytes without signs, so they are moved up by 128 first.
     NYBBLE_SIMD int32_t sum16(const int8_t* p) {
         const __m128i moved = _mm_xor_si128(_mm_loadu_si128((const __m128i*)p), _mm_set1_epi8((char)0x80));
@@ -162,6 +167,8 @@ struct Avx2 {
         }
         return acc;
     }
+    // acc[r] += a.low * b.low + a.high * b.high of 16-bit halves, exact while the sum fits.
+    NYBBLE_SIMD I dot2(I acc, I a, I b) { return iadd(acc, _mm256_madd_epi16(a, b)); }
     // The sum of (w - 128) * a for codes of full range and a within +-127: half the work of undoing the offset later.
     static constexpr bool has_offset_dot = true;
     template <int count>

@@ -91,6 +91,9 @@ struct Avx512 {
     NYBBLE_SIMD I load_u8(const uint8_t* p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)); }
     NYBBLE_SIMD I load_i8(const int8_t* p) { return _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)); }
     NYBBLE_SIMD void store_i8(int8_t* p, I x) { _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(x)); }
+    NYBBLE_SIMD void store_i16(int16_t* p, I x) { _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16(x)); }
+    // Two codes for each lane, as 16 bits each, the first one below; see dot2.
+    NYBBLE_SIMD I load_i8_pairs(const int8_t* p) { return _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)p)); }
     // The sum of 16 codes. psadbw adds bytes without signs, so they are moved up by 128 first.
     NYBBLE_SIMD int32_t sum16(const int8_t* p) {
         const __m128i moved = _mm_xor_si128(_mm_loadu_si128((const __m128i*)p), _mm_set1_epi8((char)0x80));
@@ -143,6 +146,8 @@ struct Avx512 {
             return acc;
         }
     }
+    // acc[r] += a.low * b.low + a.high * b.high of 16-bit halves, exact while the sum fits.
+    NYBBLE_SIMD I dot2(I acc, I a, I b) { return _mm512_dpwssd_epi32(acc, a, b); }
     static constexpr bool has_offset_dot = false;  // see avx2.h
     // The start of a sum whose codes carry an offset of 2^shift: -offset * sum(a), broadcast.
     template <int shift>

@@ -89,6 +89,15 @@ struct Generic {
     NYBBLE_SIMD void store_i8(int8_t* p, I x) {
         for (int i = 0; i < lanes; ++i) p[i] = (int8_t)x[i];
     }
+    NYBBLE_SIMD void store_i16(int16_t* p, I x) {
+        for (int i = 0; i < lanes; ++i) p[i] = (int16_t)x[i];
+    }
+    // Two codes for each lane, as 16 bits each, the first one below; see dot2.
+    NYBBLE_SIMD I load_i8_pairs(const int8_t* p) {
+        I out{};
+        for (int i = 0; i < lanes; ++i) out[i] = (int32_t)((uint32_t)p[2 * i + 1] << 16 | (uint16_t)p[2 * i]);
+        return out;
+    }
     NYBBLE_SIMD int32_t sum16(const int8_t* p) {
         int32_t sum = 0;
         for (int i = 0; i < 16; ++i) sum += p[i];
@@ -154,6 +163,11 @@ struct Generic {
 #pragma GCC unroll 8
         for (int v = 0; v < count; ++v) acc = dot4(acc, w[v], a + 4 * v);
         return acc;
+    }
+    // acc[r] += a.low * b.low + a.high * b.high of 16-bit halves, exact while the sum fits.
+    NYBBLE_SIMD I dot2(I acc, I a, I b) {
+        const I a_low = (I)((U)a << 16) >> 16, b_low = (I)((U)b << 16) >> 16;
+        return acc + a_low * b_low + (a >> 16) * (b >> 16);
     }
     static constexpr bool has_offset_dot = false;  // see avx2.h
     // The start of a sum whose codes carry an offset of 2^shift: -offset * sum(a), broadcast.
