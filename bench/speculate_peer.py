@@ -53,14 +53,14 @@ def post(url: str, body: dict[str, Any]) -> Any:
         return json.load(reply)
 
 
-def measure(url: str, kinds: list[str]) -> dict[str, float]:
-    """Tokens per second of every kind of text, one at a time and eight at once."""
+def measure(url: str, kinds: list[str], batches: list[int]) -> dict[str, float]:
+    """Tokens per second of every kind of text, so many at once."""
     found = {}
     with ThreadPoolExecutor(SLOTS) as pool:
         for kind, (prompts, values) in tasks().items():
             if kind not in kinds:
                 continue
-            for batch in (1, SLOTS):
+            for batch in batches:
 
                 def all_of(max_tokens: int, asked: list[Any], kind: str = kind, values: Any = values) -> int:
                     jobs = [pool.submit(ask, url, kind, one, values, max_tokens, i) for i, one in enumerate(asked)]
@@ -82,8 +82,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--kinds", default="edit,json,chat,random", help="of text, separated by commas")
+    parser.add_argument("--batches", default=f"1,{SLOTS}", help=f"texts at once, at most {SLOTS}")
     parser.add_argument("--out", type=Path, help="folder of the report; none is written without it")
     args = parser.parse_args()
+    batches = [int(one) for one in args.batches.split(",")]
+    if not 0 < min(batches) <= max(batches) <= SLOTS:
+        parser.error(f"--batches: 1 to {SLOTS}")
     modes = ["off", args.ngram] + (["draft"] if args.draft else [])
     rounds: list[dict[str, dict[str, float]]] = []
     for number in range(args.rounds):
@@ -92,7 +96,7 @@ def main() -> None:
             port = free_port()
             url = f"http://127.0.0.1:{port}"
             with process(command(args.llama_bin, args.model, args.threads, port, mode, args.draft), url, "/health"):
-                one[mode] = measure(url, args.kinds.split(","))
+                one[mode] = measure(url, args.kinds.split(","), batches)
         rounds.append(one)
         print(f"{args.model.stem}: round {number + 1} of {args.rounds}", file=sys.stderr, flush=True)
     cells = {

@@ -272,6 +272,36 @@ void check_attention(const Kernels& table, AttentionCase c) {
     check(same, "attention does not depend on the tile", table.isa);
 }
 
+// What lies in cells that were not written changes nothing, and what is not a number shows, from its token on.
+void check_attention_poison(const Kernels& table, KvType type) {
+    const AttentionCase c = {64, 3, 300, 0, 0, type};
+    const AttentionRun clean(table, c);
+    const std::vector<float> want = clean.attend(table, 0, 16);
+    const size_t head_bytes = kv_head_bytes(c.head_dim, type), width = (size_t)c.heads * c.head_dim;
+    const auto block_of = [&](AttentionRun& run, int t) {
+        return run.cache.data() + head_bytes * (run.blocks[t / 16] * run.kv_heads + run.kv_head);
+    };
+    AttentionRun stale = clean;
+    std::vector<float> wild(c.head_dim, std::numeric_limits<float>::quiet_NaN());
+    for (int t = c.length; t % 16; ++t) {
+        table.store_kv(wild.data(), wild.data(), c.head_dim, type, block_of(stale, c.length - 1), t % 16);
+    }
+    const std::vector<float> beside = stale.attend(table, 0, 16);
+    check(!std::memcmp(beside.data(), want.data(), want.size() * sizeof(float)), "cells never written", table.isa);
+    for (bool key : {true, false}) {
+        AttentionRun poisoned = clean;
+        const int bad = 270;
+        const float* k = key ? wild.data() : &clean.k[(size_t)bad * c.head_dim];
+        const float* v = key ? &clean.v[(size_t)bad * c.head_dim] : wild.data();
+        table.store_kv(k, v, c.head_dim, type, block_of(poisoned, bad), bad % 16);
+        const std::vector<float> found = poisoned.attend(table, 0, 1);
+        check(!std::memcmp(found.data(), want.data(), bad * width * sizeof(float)), "before a NaN", table.isa);
+        bool shows = true;
+        for (size_t i = bad * width; i < found.size(); ++i) shows &= std::isnan(found[i]);
+        check(shows, "a NaN shows", table.isa);
+    }
+}
+
 }  // namespace
 }  // namespace nybble
 
@@ -289,6 +319,7 @@ int main() {
                                        {256, 2, 270, 0, 0, KvType::f16},    {64, 7, 600, 0, 0, KvType::int8},
                                        {128, 2, 300, 90, 20, KvType::int8}, {16, 1, 40, 0, 0, KvType::int8}};
         for (const AttentionCase& c : cases) check_attention(table, c);
+        for (KvType type : {KvType::f32, KvType::int8}) check_attention_poison(table, type);
     }
     std::printf(failures ? "%d failures\n" : "all checks passed\n", failures);
     return failures != 0;
