@@ -24,6 +24,7 @@ inline void pause_cpu() {
 
 ThreadPool::ThreadPool(int threads) : size_(threads), crowded_(threads > usable_cpus()) {
     if (threads < 1) throw std::invalid_argument("a thread pool needs at least one thread");
+    shares_ = std::vector<Share>(static_cast<std::size_t>(threads));
     threads_.reserve(static_cast<std::size_t>(threads - 1));
     try {
         for (int index = 1; index < threads; ++index) {
@@ -77,8 +78,9 @@ void ThreadPool::barrier() {
     const std::uint32_t phase = phase_.load(std::memory_order_acquire);
     if (arrived_.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
         arrived_.store(0, std::memory_order_relaxed);
-        next_.store(0, std::memory_order_relaxed);  // everybody has left the last parallel_for
-        phase_.fetch_add(1);                        // publishes both
+        // Everybody has left the last parallel_for.
+        for (Share& share : shares_) share.taken.store(0, std::memory_order_relaxed);
+        phase_.fetch_add(1);  // publishes all of it
         phase_.notify_all();
     } else {
         wait_for_change(phase_, phase);

@@ -28,8 +28,9 @@ public:
     // Returns when every worker has arrived. Writes made before it are seen by everybody after it.
     void barrier();
 
-    // Shares out [0, total) in pieces of `grain`, first come first served, and ends with a barrier. All workers must
-    // make the same calls in the same order. `body(begin, end)` must not throw.
+    // Shares out [0, total) in pieces of `grain` and ends with a barrier. Every worker has a share of its own and takes
+    // its pieces in order, so that what its cache fetches ahead is what it works on next; when it has none left, it
+    // takes those of others. All workers must make the same calls in the same order. `body(begin, end)` must not throw.
     template <class Body>
     void parallel_for(std::int64_t total, std::int64_t grain, Body&& body);
 
@@ -77,7 +78,10 @@ private:
     alignas(64) Epoch region_{0};  // changes when a region starts
     alignas(64) Epoch phase_{0};   // changes when a barrier opens
     alignas(64) std::atomic<int> arrived_{0};
-    alignas(64) std::atomic<std::int64_t> next_{0};  // next free piece of the current parallel_for
+    struct alignas(64) Share {
+        std::atomic<std::int64_t> taken{0};  // of the worker's share of the current parallel_for, by anybody
+    };
+    std::vector<Share> shares_;
 };
 
 inline int Worker::size() const { return pool_->size_; }
@@ -89,10 +93,15 @@ void Worker::parallel_for(std::int64_t total, std::int64_t grain, Body&& body) {
         if (total > 0) body(std::int64_t{0}, total);
         return;
     }
-    for (;;) {
-        const std::int64_t begin = pool_->next_.fetch_add(grain, std::memory_order_relaxed);
-        if (begin >= total) break;
-        body(begin, std::min(begin + grain, total));
+    const int workers = pool_->size_;
+    for (int i = 0; i < workers; ++i) {
+        const int owner = (index_ + i) % workers;
+        const std::int64_t start = total * owner / workers, end = total * (owner + 1) / workers;
+        std::atomic<std::int64_t>& taken = pool_->shares_[static_cast<std::size_t>(owner)].taken;
+        while (start + taken.load(std::memory_order_relaxed) < end) {
+            const std::int64_t begin = start + taken.fetch_add(grain, std::memory_order_relaxed);
+            if (begin < end) body(begin, std::min(begin + grain, end));
+        }
     }
     pool_->barrier();
 }

@@ -13,7 +13,7 @@ void Executor::feed_forward(Worker& worker, const LayerRun& layer, const Operand
     const int token_tiles = (in.tokens + tile_tokens - 1) / tile_tokens;
     const int blocks = (layer.config.ffn_size + kBlockInputs - 1) / kBlockInputs;
     const std::size_t block_bytes = 2 * (w.gate.group_bytes() + w.up.group_bytes());
-    const int per_task = items_per_task(blocks, block_bytes, in.tokens, token_tiles, worker.size());
+    const int per_task = items_per_task(blocks, block_bytes, token_tiles, worker.size());
     const int tasks_per_tile = (blocks + per_task - 1) / per_task;
     float* results = memory(worker).results.data();
     worker.parallel_for(static_cast<std::int64_t>(tasks_per_tile) * token_tiles, 1,

@@ -5,9 +5,6 @@ namespace {
 
 constexpr std::size_t kTileBytes = 320 * 1024;
 constexpr std::size_t kTaskBytes = 32 * 1024;
-// A step of few tokens is bound by memory. What is fetched ahead of a task's end is lost if another worker goes on
-// there, so such a step is cut as coarsely as it can be shared fairly.
-constexpr std::size_t kStreamedTaskBytes = 1024 * 1024;
 constexpr int kTasksPerWorker = 4;
 
 }  // namespace
@@ -30,9 +27,8 @@ int task_tokens(const Machine& machine, const Operand& in) {
     return std::max(kTokenTile, fitting / kTokenTile * kTokenTile);
 }
 
-int items_per_task(int items, std::size_t item_bytes, int tokens, int token_tiles, int workers) {
-    const std::size_t task_bytes = tokens <= kTokenTile ? kStreamedTaskBytes : kTaskBytes;
-    const auto wanted = static_cast<std::int64_t>((task_bytes + item_bytes - 1) / item_bytes);
+int items_per_task(int items, std::size_t item_bytes, int token_tiles, int workers) {
+    const auto wanted = static_cast<std::int64_t>((kTaskBytes + item_bytes - 1) / item_bytes);
     const std::int64_t all = static_cast<std::int64_t>(items) * token_tiles;
     const std::int64_t fair = workers == 1 ? all : all / (static_cast<std::int64_t>(workers) * kTasksPerWorker);
     return static_cast<int>(std::clamp<std::int64_t>(std::min(wanted, fair), 1, items));
@@ -46,7 +42,7 @@ GemmList::GemmList(const Machine& machine, const Operand& in, std::initializer_l
     for (const Matrix* matrix : matrices) {
         Part& part = parts_[count++];
         part.matrix = matrix;
-        part.groups_per_task = items_per_task(matrix->groups(), matrix->group_bytes(), in.tokens, token_tiles, workers);
+        part.groups_per_task = items_per_task(matrix->groups(), matrix->group_bytes(), token_tiles, workers);
         part.tasks = (matrix->groups() + part.groups_per_task - 1) / part.groups_per_task;
         tasks_per_tile_ += part.tasks;
     }

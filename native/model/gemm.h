@@ -28,9 +28,8 @@ void multiply_group(const Machine& machine, const Matrix& matrix, int group, con
 // Tokens per super-tile, so that their activations stay in the second-level cache while weights stream past them.
 int task_tokens(const Machine& machine, const Operand& in);
 
-// Items (of `item_bytes` of weights each) per task: at least 32 KiB, or 1 MiB where few tokens make it a matter of
-// reading them, as far as every worker still gets four tasks.
-int items_per_task(int items, std::size_t item_bytes, int tokens, int token_tiles, int workers);
+// Items (of `item_bytes` of weights each) per task: at least 32 KiB, as far as every worker still gets four tasks.
+int items_per_task(int items, std::size_t item_bytes, int token_tiles, int workers);
 
 // Up to three matrices that share an operand, as one list of tasks. A task is some groups of rows of one matrix and
 // one super-tile of tokens. Never along k: so the cut does not change any result.
