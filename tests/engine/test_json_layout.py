@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
 from nybble.engine.json_layout import JsonLayout
 
 VALUE = {"people": [{"name": 'A "b" {', "age": 3, "tags": []}, {"name": "C,", "age": 4, "tags": [1, 2]}], "n": {}}
-STYLES = {
+STYLES: dict[str, dict[str, Any]] = {
     "one line": {},
     "compact": {"separators": (",", ":")},
     "two spaces": {"indent": 2},
@@ -39,7 +40,7 @@ def gaps_missed(text: str) -> int:
 
 @pytest.mark.parametrize("style", STYLES)
 def test_layouts_are_guessed_as_they_are(style: str) -> None:
-    text = json.dumps(VALUE, **STYLES[style])  # type: ignore[arg-type]
+    text = json.dumps(VALUE, **STYLES[style])
     assert gaps_missed(text) == (style == "compact")  # which shows at the first colon only
 
 

@@ -83,6 +83,7 @@ def build_vocabulary(tokenizer: Tokenizer, size: int, eos_token_ids: frozenset[i
     ends = frozenset(i for i in eos_token_ids if i < size)
     wrapper = _Vocabulary(tokenizer, size, min(ends, default=None))
     wrapper.special_token_ids = sorted({*wrapper.special_token_ids, *(i for i in ends if wrapper.tokens[i])})
+    # Its stub wants a subclass of its own wrapper; the attributes of ours are all that it looks at.
     guidance = llguidance.LLTokenizer(wrapper, eos_token=sorted(ends) or None)  # type: ignore[arg-type]
     wrapper.fallback = guidance
     solid = np.full(size, GrammarVocabulary.BLANK, np.int16)

@@ -6,7 +6,7 @@ what stood after the first comma of an object stands after the second, and one o
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 WHITE_SPACE = b" \t\n\r"
 _QUOTE, _BACKSLASH = b'"\\'
@@ -23,14 +23,12 @@ class JsonLayout:
     _escaped: bool = False
     _previous: int = 0  # the last byte that is not white space; 0: none yet
     _depth: int = 0  # brackets that are open
-    _white: bytes = b""  # since then
+    _white: bytes = b""  # since `_previous`
     _seen: dict[tuple[str, int], bytes] = field(default_factory=dict)  # white space by kind of place, and depth or byte
 
     def copy(self) -> JsonLayout:
         """One that goes on by itself."""
-        return JsonLayout(
-            self.in_string, self._escaped, self._previous, self._depth, self._white, dict(self._seen)
-        )  # fmt: skip
+        return replace(self, _seen=dict(self._seen))
 
     def feed(self, data: bytes) -> None:
         """The text goes on with these bytes."""
