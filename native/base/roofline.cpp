@@ -5,10 +5,10 @@
 #include <chrono>
 #include <cstring>
 #include <functional>
-#include <memory>
 #include <thread>
 #include <vector>
 
+#include "base/memory.h"
 #include "dispatch/kernels.h"
 
 namespace nybble {
@@ -58,15 +58,15 @@ Roofline measure_roofline(Isa isa, int threads) {
     }
 
     const size_t share = kReadBytes / static_cast<size_t>(threads) / 4096 * 4096;
-    std::vector<std::unique_ptr<uint8_t[]>> buffers(threads);
+    std::vector<Buffer<uint8_t>> buffers(threads);  // in huge pages, as the weights are
     std::vector<uint64_t> checksums(threads);
     timed(threads, [&](int thread) {  // each thread touches its own pages first
-        buffers[thread].reset(new uint8_t[share]);
-        std::memset(buffers[thread].get(), thread + 1, share);
+        buffers[thread] = Buffer<uint8_t>(share);
+        std::memset(buffers[thread].data(), thread + 1, share);
     });
     for (int repeat = 0; repeat < kReadRepeats; ++repeat) {
         const double seconds =
-            timed(threads, [&](int thread) { checksums[thread] = table.read_loop(buffers[thread].get(), share); });
+            timed(threads, [&](int thread) { checksums[thread] = table.read_loop(buffers[thread].data(), share); });
         best.read_gb_per_s = std::max(best.read_gb_per_s, static_cast<double>(share) * threads / seconds * 1e-9);
     }
     volatile uint64_t keep = checksums[0];
