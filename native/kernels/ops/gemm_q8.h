@@ -14,9 +14,16 @@
 
 namespace nybble::ops {
 
-// How far ahead of the unpacking the weights are fetched. Unpacking leaves the hardware prefetchers too few misses in
-// flight: without this a K-quant streams at half the memory's speed. Running past the group's end fetches the next one.
-inline constexpr int kPrefetchBytes = 8192;
+// Asks for the weights of a later k block. Unpacking leaves the hardware prefetchers too few misses in flight: without
+// this a K-quant streams at half the memory's speed. For one token they go to the first-level cache. The activations of
+// several fill half of that, and lines that wait there for long would drive them out: the second level is near enough.
+// Past the end of the group lies the next one.
+template <int T, int bytes>
+NYBBLE_INLINE void prefetch_weights(const uint8_t* block) {
+    constexpr int distance = T == 1 ? 4096 : 8192, level = T == 1 ? 3 : 2;
+#pragma GCC unroll 16
+    for (int line = 0; line < bytes; line += 64) __builtin_prefetch(block + distance + line, 0, level);
+}
 
 template <class S, class Q, int sub>
 NYBBLE_INLINE typename S::I plane_dot(const typename S::B* codes, const ActBlock& act) {
@@ -75,11 +82,7 @@ template <class S, class Q, int T>
         const ActBlock* act = acts;
         for (int done = 0; done < k_blocks; done += blocks_per_unit, unit += Q::unit_bytes) {
             for (int kb = 0; kb < blocks_per_unit; ++kb, act += act_stride) {
-                if (row0 == 0) {
-                    const uint8_t* ahead = unit + kb * bytes_per_block + kPrefetchBytes;
-#pragma GCC unroll 16
-                    for (int line = 0; line < bytes_per_block; line += 64) __builtin_prefetch(ahead + line);
-                }
+                if (row0 == 0) prefetch_weights<T, bytes_per_block>(unit + kb * bytes_per_block);
                 typename S::B codes[packed::kNumCodes<Q>];
                 F ws[2], wm[2];
                 Q::template codes<S>(unit, kb, row0, codes);
