@@ -160,8 +160,7 @@ def table(document: Document) -> str:
         f"{TEST.num_tokens} tokens after a prompt of {PROMPT}, greedy, one stream. Medians of {rounds} interleaved "
         "rounds, in brackets the least and the greatest. llama.cpp (build 11434) is `llama-bench` with the better of "
         f"`--repack 0` and `1`. The memory delivered {min(rates):.0f} to {max(rates):.0f} GB/s, measured each round. "
-        "The scales of folders are not among the bytes that the fraction counts. Taken by `bench/encoding_speed.py`; "
-        "README.md has the definitions.",
+        "Taken by `bench/encoding_speed.py`; README.md has the definitions.",
         "",
         "| type | MB | tokens/s | of the roofline | llama.cpp | x |",
         "|---|---|---|---|---|---|",

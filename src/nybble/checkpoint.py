@@ -70,6 +70,15 @@ class Checkpoint:
     files: tuple[MappedFile, ...] = ()
     sources: Mapping[str, Source] = field(default_factory=dict)
 
+    @property
+    def packed_bytes(self) -> int:
+        """Of the matrices of a quantised folder: codes, scales, zero points, whatever is not a plain tensor."""
+        plain = [tensor for tensor in self.tensors.values() if tensor.packed is None]
+        if len(plain) == len(self.tensors):
+            return 0
+        headers = sum(8 + int.from_bytes(file.view[:8], "little") for file in self.files)
+        return self.file_bytes - headers - sum(tensor.data.nbytes for tensor in plain)
+
     def release(self, tensor: Tensor) -> None:
         """Give the tensor's pages back to the system: it has been packed and is not read again soon."""
         if tensor.file is not None:

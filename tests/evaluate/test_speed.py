@@ -21,13 +21,15 @@ ROOFLINE = Roofline(read_gb_s=10.0, int8_gops=1.0)
 COST = ModelCost(weight_bytes=4_000, linear_weights=5_000, head_weights=1_000, kv_layers=((8, None), (8, 100)))
 
 
-def tensor(*shape: int, num_bytes: int) -> Any:
-    return SimpleNamespace(shape=shape, data=memoryview(bytes(num_bytes)))
+def tensor(*shape: int, num_bytes: int, packed: object = None) -> Any:
+    return SimpleNamespace(shape=shape, data=memoryview(bytes(num_bytes)), packed=packed)
 
 
 def checkpoint(**tensors: Any) -> Any:
     layer = SimpleNamespace(num_kv_heads=2, head_dim=4, window=None)
-    return SimpleNamespace(tensors=tensors, spec=SimpleNamespace(layers=[layer], vocab_size=97), file_bytes=1234)
+    spec = SimpleNamespace(layers=[layer], vocab_size=97)
+    packed_bytes = 50 if any(one.packed for one in tensors.values()) else 0
+    return SimpleNamespace(tensors=tensors, spec=spec, file_bytes=1234, packed_bytes=packed_bytes)
 
 
 def test_an_embedding_counts_only_as_a_head() -> None:
@@ -36,6 +38,11 @@ def test_an_embedding_counts_only_as_a_head() -> None:
     assert tied == ModelCost(80 + 32 + 64, 64, 80, ((32, None),))
     untied = model_cost(checkpoint(**parts, head=tensor(10, 8, num_bytes=40)))
     assert untied == ModelCost(40 + 32 + 64, 64, 80, ((32, None),))
+
+
+def test_packed_matrices_count_with_their_scales() -> None:
+    parts = {"embed": tensor(10, 8, num_bytes=80), "q": tensor(8, 8, num_bytes=32, packed=object())}
+    assert model_cost(checkpoint(**parts)) == ModelCost(80 + 50, 64, 80, ((32, None),))
 
 
 def test_a_window_bounds_what_is_read() -> None:

@@ -15,14 +15,16 @@
 namespace nybble::ops {
 
 // Asks for the weights of a later k block. Unpacking leaves the hardware prefetchers too few misses in flight: without
-// this a K-quant streams at half the memory's speed. For one token they go to the first-level cache. The activations of
-// several fill half of that, and lines that wait there for long would drive them out: the second level is near enough.
+// this a K-quant streams at half the memory's speed. To the first-level cache they go only where they pass through it
+// once, beside the activations of one token. Those of several fill half of it, as does a group that is read twice, for
+// eight rows at a time: lines that wait there for long would drive them out, and the second level is near enough.
 // Past the end of the group lies the next one.
-template <int T, int bytes>
+template <class S, int T, int bytes>
 NYBBLE_INLINE void prefetch_weights(const uint8_t* block) {
-    constexpr int distance = T == 1 ? 4096 : 8192, level = T == 1 ? 3 : 2;
+    constexpr bool first_level = T == 1 && S::lanes == kGroupRows;
+    constexpr int distance = first_level ? 4096 : 8192;
 #pragma GCC unroll 16
-    for (int line = 0; line < bytes; line += 64) __builtin_prefetch(block + distance + line, 0, level);
+    for (int line = 0; line < bytes; line += 64) __builtin_prefetch(block + distance + line, 0, first_level ? 3 : 2);
 }
 
 template <class S, class Q, int sub>
@@ -82,7 +84,7 @@ template <class S, class Q, int T>
         const ActBlock* act = acts;
         for (int done = 0; done < k_blocks; done += blocks_per_unit, unit += Q::unit_bytes) {
             for (int kb = 0; kb < blocks_per_unit; ++kb, act += act_stride) {
-                if (row0 == 0) prefetch_weights<T, bytes_per_block>(unit + kb * bytes_per_block);
+                if (row0 == 0) prefetch_weights<S, T, bytes_per_block>(unit + kb * bytes_per_block);
                 typename S::B codes[packed::kNumCodes<Q>];
                 F ws[2], wm[2];
                 Q::template codes<S>(unit, kb, row0, codes);

@@ -16,8 +16,9 @@ KV_ELEMENT_BYTES = 2  # the cache holds float16
 
 DEFINITION = (
     "roofline_fraction = max(bytes / time / read bandwidth, int8 operations / time / int8 peak). "
-    "Bytes of a decode step: every weight once (an untied embedding not at all) and the keys and values of each "
-    "sequence. Operations: 2 per weight of the linear layers and token, and 2 per weight of the output head and row of "
+    "Bytes of a decode step: every weight once as the file has it, with its scales (an untied embedding not at all), "
+    "and the keys and values of each sequence. Operations: 2 per weight of the linear layers and token, and 2 per "
+    "weight of the output head and row of "
     "logits. For prefill only the operations count."
 )
 
@@ -62,11 +63,13 @@ def model_cost(checkpoint: Checkpoint) -> ModelCost:
     """Count what a step of this checkpoint costs, from its tensors alone."""
     spec = checkpoint.spec
     head_name = "head" if "head" in checkpoint.tensors else "embed"
-    weight_bytes = linear_weights = head_weights = 0
+    weight_bytes = checkpoint.packed_bytes
+    linear_weights = head_weights = 0
     for name, tensor in checkpoint.tensors.items():
         if name == "embed" and head_name != "embed":
             continue  # only one row per token is looked up
-        weight_bytes += tensor.data.nbytes
+        if tensor.packed is None:
+            weight_bytes += tensor.data.nbytes
         if name == head_name:
             head_weights = tensor.shape[0] * tensor.shape[1]
         elif len(tensor.shape) == 2:

@@ -201,12 +201,8 @@ def _bits(checkpoint: Checkpoint) -> tuple[float, float]:
     """Bits per weight of all tensors, and of the matrices of the layers."""
     plain = [tensor for tensor in checkpoint.tensors.values() if tensor.packed is None]
     matrices = {name: t for name, t in checkpoint.tensors.items() if name.startswith("layers.") and len(t.shape) == 2}
-    packed_bytes = 0  # codes, scales, zero points: whatever a folder has besides plain tensors
-    if len(plain) < len(checkpoint.tensors):
-        headers = sum(8 + int.from_bytes(file.view[:8], "little") for file in checkpoint.files)
-        packed_bytes = checkpoint.file_bytes - headers - sum(tensor.data.nbytes for tensor in plain)
-    total_bytes = sum(tensor.data.nbytes for tensor in plain) + packed_bytes
-    matrix_bytes = sum(t.data.nbytes for t in matrices.values() if t.packed is None) + packed_bytes
+    total_bytes = sum(tensor.data.nbytes for tensor in plain) + checkpoint.packed_bytes
+    matrix_bytes = sum(t.data.nbytes for t in matrices.values() if t.packed is None) + checkpoint.packed_bytes
     weights = sum(prod(tensor.shape) for tensor in checkpoint.tensors.values())
     return 8 * total_bytes / weights, 8 * matrix_bytes / max(sum(prod(t.shape) for t in matrices.values()), 1)
 

@@ -21,7 +21,7 @@ from nybble.engine.load import LoadedModel
 from nybble.engine.roofline import ModelCost, Roofline, decode_fraction, model_cost, prefill_fraction
 from nybble.engine.scheduler import PREFILL_BESIDE_DECODE, blocks_for
 
-METRICS_VERSION = 1  # goes up when a figure changes its meaning
+METRICS_VERSION = 2  # goes up when a figure changes its meaning
 DECODE_PROMPT_TOKENS = 128
 
 
