@@ -44,6 +44,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--keep", type=Path, help="keep the folders here; those that are there are not made again")
     args = parser.parse_args()
+    if args.keep is not None:
+        args.keep.mkdir(parents=True, exist_ok=True)
     ids = tokens_of(args.source, args.text, args.tokens)
     with tempfile.TemporaryDirectory() as scratch:
         for kind in args.types:
