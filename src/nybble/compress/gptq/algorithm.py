@@ -159,29 +159,30 @@ def _round(
     group_of = columns // size if options.order is not Order.FULL else torch.arange(inputs) // size
     weights = None if importance is None else importance[columns]
     scale, zero = static.scale.clone(), static.zero.clone()
-    codes = torch.empty_like(w)
+    codes = torch.empty(inputs, rows, dtype=torch.uint8)
     for begin in range(0, inputs, _BLOCK):
         end = min(begin + _BLOCK, inputs)
-        errors = torch.empty(rows, end - begin)
-        for i in range(begin, end):
-            group = int(group_of[i])
+        block = w[:, begin:end].T.contiguous()  # each column in one piece, as it is read and changed by itself
+        errors = torch.empty_like(block)
+        for i, column in enumerate(block, begin):
+            group, place = int(group_of[i]), i - begin
             if options.order is not Order.STATIC and i % size == 0:
-                ahead = w[:, i : i + size]
-                if end < i + size and begin < i:  # beyond the block, its updates are still to come
-                    beyond = w[:, end : i + size] - errors[:, : i - begin] @ factor[begin:i, end : i + size]
-                    ahead = torch.cat((w[:, i:end], beyond), dim=1)
+                ahead = block[place : place + size].T
+                if end < i + size:  # beyond the block, its updates are still to come
+                    beyond = w[:, end : i + size] - errors[:place].T @ factor[begin:i, end : i + size]
+                    ahead = torch.cat((ahead, beyond), dim=1)
                 part = None if weights is None else weights[None, i : i + size]
-                params = find_params(ahead[:, None, :], grid, part)
+                params = find_params(ahead.contiguous()[:, None, :], grid, part)
                 scale[:, group], zero[:, group] = params.scale[:, 0], params.zero[:, 0]
             s, z = scale[:, group], zero[:, group]
-            q = (torch.round(w[:, i] / s) + z).clamp_(0, grid.qmax)
-            error = (w[:, i] - (q - z) * s) / factor[i, i]
-            codes[:, i] = q
-            errors[:, i - begin] = error
-            w[:, i + 1 : end] -= torch.outer(error, factor[i, i + 1 : end])
-        w[:, end:] -= errors @ factor[begin:end, end:]
+            q = (torch.round(column / s) + z).clamp_(0, grid.qmax)
+            error = (column - (q - z) * s) / factor[i, i]
+            codes[i] = q.to(torch.uint8)
+            errors[place] = error
+            block[place + 1 :] -= torch.outer(factor[i, i + 1 : end], error)
+        w[:, end:] -= errors.T @ factor[begin:end, end:]
     out = torch.empty(rows, inputs, dtype=torch.uint8)
-    out[:, columns] = codes.to(torch.uint8)
+    out[:, columns] = codes.T
     if options.order is not Order.FULL:
         return out, GroupParams(scale, zero), None
     g_idx = torch.empty(inputs, dtype=torch.long)
