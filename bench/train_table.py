@@ -146,10 +146,12 @@ def markdown(rows: list[Row], value: dict[str, Any]) -> str:
     """The table, with the budget of every row."""
     results = {Path(str(one["name"])).name: one for one in value["eval"]["models"]}
     reference = value["eval"]["reference"]["quality"]["perplexity"]
+    name = Path(str(value["eval"]["reference"]["name"])).name
     lines = [
         "# What training recovers\n",
-        "Made by `bench/train_table.py`; the figures are in `train.json`, with the curve of every run. KL: mean",
-        f"divergence from the float16 reference, whose perplexity is {_number(reference, 2)}.\n",
+        f"{name}, trained on text that it wrote itself. Made by `bench/train_table.py`; the figures are in",
+        "`train.json`, with the curve of every run. KL: mean divergence on other text from the float16 reference, whose perplexity",
+        f"there is {_number(reference, 2)}.\n",
         "| what | KL before | KL after | recovered | goal | perplexity before | after | training |",
         "|---|---|---|---|---|---|---|---|",
     ]
@@ -164,6 +166,9 @@ def markdown(rows: list[Row], value: dict[str, Any]) -> str:
             f"| {row.title} | {cells[0][0]} | {cells[0][1]} | **{share:.0%}** | {row.goal:.0%} | {cells[1][0]} | "
             f"{cells[1][1]} | {spent} |"
         )
+    missing = [row.title for row in ROWS if row not in rows]
+    if missing:
+        lines.append(f"\nNot taken yet: {'; '.join(missing)}.")
     return "\n".join(lines) + "\n"
 
 

@@ -10,15 +10,18 @@ than nybble's tests use; installed without its dependencies it runs beside 2.13.
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from pathlib import Path
 
 import torch
-from gptqmodel import GPTQModel, QuantizeConfig
 
 from nybble.checkpoint import open_checkpoint
 from nybble.compress.calibration.samples import load_calibration
 from nybble.compress.safetensors.options import Options
+
+# Version 7.7 gives its pool of threads half of the cores and a pool inside of it two: on two cores it stops there.
+LEAST_CORES = 8
 
 
 def main() -> None:
@@ -36,6 +39,10 @@ def main() -> None:
     rows = [
         {"input_ids": row, "attention_mask": torch.ones_like(row)} for row in torch.from_numpy(calibration.token_ids)
     ]
+    cores = max(os.cpu_count() or 1, LEAST_CORES)
+    os.cpu_count = lambda: cores
+    from gptqmodel import GPTQModel, QuantizeConfig
+
     config = QuantizeConfig(bits=args.bits, group_size=args.group_size, device="cpu")
     model = GPTQModel.load(str(args.source), config)
     began = time.perf_counter()

@@ -18,8 +18,7 @@ DEFINITION = (
     "roofline_fraction = max(bytes / time / read bandwidth, int8 operations / time / int8 peak). "
     "Bytes of a decode step: every weight once as the file has it, with its scales (an untied embedding not at all), "
     "and the keys and values of each sequence. Operations: 2 per weight of the linear layers and token, and 2 per "
-    "weight of the output head and row of "
-    "logits. For prefill only the operations count."
+    "weight of the output head and row of logits. For prefill only the operations count."
 )
 
 

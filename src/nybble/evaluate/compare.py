@@ -201,8 +201,9 @@ def _bits(checkpoint: Checkpoint) -> tuple[float, float]:
     """Bits per weight of all tensors, and of the matrices of the layers."""
     plain = [tensor for tensor in checkpoint.tensors.values() if tensor.packed is None]
     matrices = {name: t for name, t in checkpoint.tensors.items() if name.startswith("layers.") and len(t.shape) == 2}
-    total_bytes = sum(tensor.data.nbytes for tensor in plain) + checkpoint.packed_bytes
-    matrix_bytes = sum(t.data.nbytes for t in matrices.values() if t.packed is None) + checkpoint.packed_bytes
+    packed_bytes = checkpoint.packed_bytes
+    total_bytes = sum(tensor.data.nbytes for tensor in plain) + packed_bytes
+    matrix_bytes = sum(t.data.nbytes for t in matrices.values() if t.packed is None) + packed_bytes
     weights = sum(prod(tensor.shape) for tensor in checkpoint.tensors.values())
     return 8 * total_bytes / weights, 8 * matrix_bytes / max(sum(prod(t.shape) for t in matrices.values()), 1)
 
