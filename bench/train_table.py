@@ -150,8 +150,8 @@ def markdown(rows: list[Row], value: dict[str, Any]) -> str:
     lines = [
         "# What training recovers\n",
         f"{name}, trained on text that it wrote itself. Made by `bench/train_table.py`; the figures are in",
-        "`train.json`, with the curve of every run. KL: mean divergence on other text from the float16 reference, whose perplexity",
-        f"there is {_number(reference, 2)}.\n",
+        "`train.json`, with the curve of every run. KL: mean divergence on other text from the float16 reference,",
+        f"whose perplexity there is {_number(reference, 2)}.\n",
         "| what | KL before | KL after | recovered | goal | perplexity before | after | training |",
         "|---|---|---|---|---|---|---|---|",
     ]
