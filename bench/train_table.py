@@ -1,17 +1,17 @@
 """What training recovers: distillation of a model without some layers, and quantisation in the loop against rounding.
 
-    python bench/train_table.py --reference FOLDER --text wikitext-2/test.txt --work DIR [--rows int4,int2,q2k,depth]
+    python bench/train_table.py --reference FOLDER --text wikitext-2/test.txt --work DIR [--only REGEX]
 
-FOLDER is a float16 Hugging Face folder. Every row is trained on the same text, which the reference wrote itself (see
-docs/train.md), with the teacher's likeliest tokens kept once for all rows. Rows that are in DIR already are not made
-again, and interrupted ones go on. Writes docs/benchmarks/train.md and train.json.
+FOLDER is a float16 Hugging Face folder. Every row is trained on text that the reference wrote itself (docs/train.md),
+with the teacher's likeliest tokens kept once for all rows. Rows that train.json holds are not taken again, so that the
+run can be cut into pieces; interrupted training goes on. Writes docs/benchmarks/train.md and train.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
+import re
 import subprocess
 import sys
 import time
@@ -20,35 +20,58 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-TOKENS = 61440
 TOP_K = 128
+STEP_TOKENS = 512
+GROUP_32 = ("--group-size", "32")
+
+Document = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Row:
-    """before: the file that training is compared with; after: the trained one. goal: share of the KL to recover."""
+    """before: the file that training is compared with; after: the trained one. goal: share of the KL to recover.
+
+    prune: how `before` is made of the reference, which then teaches it; without, it is rounded to type. steps: updates
+    of 512 tokens.
+    """
 
     name: str
     title: str
-    before: str
-    after: str
     goal: float
+    steps: int
     rate: float
+    type: str = ""
+    options: tuple[str, ...] = ()
+    prune: tuple[str, ...] = ()
+
+    @property
+    def before(self) -> str:
+        return f"{self.name}-before{self._suffix}"
+
+    @property
+    def after(self) -> str:
+        return f"{self.name}-after{self._suffix}"
+
+    @property
+    def _suffix(self) -> str:
+        return ".gguf" if self.type.startswith("Q") else ""
 
 
 ROWS = [
-    Row("int4", "int4, groups of 32: rounded, trained", "rtn-int4", "qat-int4", 0.4, 1e-4),
-    Row("int2", "int2, groups of 32: rounded, trained", "rtn-int2", "qat-int2", 0.6, 3e-4),
-    Row("q2k", "Q2_K: importance matrix, trained", "imatrix-q2k.gguf", "qat-q2k.gguf", 0.4, 1e-4),
-    Row("depth", "three of 30 layers less: pruned, distilled", "depth", "distilled", 0.6, 2e-4),
+    Row("int4", "int4, groups of 32: rounded, trained", 0.4, 100, 1e-4, "int4", GROUP_32),
+    Row("int2", "int2, groups of 32: rounded, trained", 0.6, 100, 3e-4, "int2", GROUP_32),
+    Row("q2k", "Q2_K: importance matrix, trained", 0.4, 100, 1e-4, "Q2_K"),
+    Row("depth-3", "3 of 30 layers less: pruned, distilled", 0.6, 180, 3e-4, prune=("--drop-layers", "3")),
+    Row("depth-6", "6 of 30 layers less: pruned, distilled", 0.6, 180, 3e-4, prune=("--drop-layers", "6")),
+    Row("ffn-75", "a quarter of the neurons less: pruned, distilled", 0.6, 180, 3e-4, prune=("--ffn-width", "0.75")),
 ]
 
 
 class Maker:
-    """Makes the files of a row. steps: updates of 512 tokens."""
+    """Makes the files of a row."""
 
-    def __init__(self, reference: Path, work: Path, steps: int) -> None:
-        self.reference, self.work, self.steps = reference, work, steps
+    def __init__(self, reference: Path, work: Path) -> None:
+        self.reference, self.work = reference, work
 
     def nybble(self, *arguments: object) -> str:
         code = "from nybble.cli.app import main; main()"
@@ -62,12 +85,11 @@ class Maker:
         target = self.work / row.before
         if target.exists():
             return
-        if row.name.startswith("int"):
-            self.nybble("quantize", self.reference, target, "--to", row.name, "--group-size", 32)
-        elif row.name == "q2k":
-            self.nybble("quantize", self.reference, target, "--to", "Q2_K", "--imatrix", self.imatrix())
+        if row.prune:
+            self.nybble("prune", self.reference, target, *row.prune)
         else:
-            self.nybble("prune", self.reference, target, "--drop-layers", 3)
+            more = ["--imatrix", self.imatrix()] if row.type.startswith("Q") else []
+            self.nybble("quantize", self.reference, target, "--to", row.type, *row.options, *more)
 
     def imatrix(self) -> Path:
         path = self.work / "imatrix.gguf"
@@ -76,25 +98,24 @@ class Maker:
         return path
 
     def after(self, row: Row) -> None:
-        """The trained file."""
+        """The trained file. It reads each token once, and has a fifth more than it reads."""
         target = self.work / row.after
         if target.exists():
             return
+        tokens = row.steps * STEP_TOKENS * 6 // 5
         common = [
-            "--data", self.work / "self.jsonl", "--tokens", TOKENS, "--top-k", TOP_K, "--cache", self.work / "cache",
-            "--steps", self.steps, "--lr", row.rate, "--resume",
+            "--data", self.work / "self.jsonl", "--tokens", tokens, "--top-k", TOP_K,
+            "--cache", self.work / f"cache-{tokens}", "--steps", row.steps, "--lr", row.rate, "--resume",
         ]  # fmt: skip
-        if row.name == "depth":
+        if row.prune:
             self.nybble("distil", self.work / row.before, target, "--teacher", self.reference, *common)
             return
-        to = ["Q2_K"] if row.name == "q2k" else [row.name, "--group-size", 32]
-        self.nybble("qat", self.reference, target, "--to", *to, "--imatrix", self.imatrix(), *common)
+        to = ["--to", row.type, *row.options]
+        self.nybble("qat", self.reference, target, *to, "--imatrix", self.imatrix(), *common)
 
-    def evaluate(self, names: list[str], text: Path, tokens: int) -> dict[str, Any]:
-        said = self.nybble(
-            "eval", *names, "--text", text, "--against", self.reference, "--tokens", tokens, "--json"
-        )  # fmt: skip
-        found: dict[str, Any] = json.loads(said.strip().splitlines()[-1])
+    def evaluate(self, row: Row, text: Path, tokens: int) -> Document:
+        shape = ("--text", text, "--against", self.reference, "--tokens", tokens, "--json")
+        found: Document = json.loads(self.nybble("eval", row.before, row.after, *shape).strip().splitlines()[-1])
         return found
 
 
@@ -117,36 +138,45 @@ def log_of(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in log.read_text("utf-8").splitlines()]
 
 
+def take(row: Row, maker: Maker, document: Document, text: Path, tokens: int) -> None:
+    """Make and measure a row, under the conditions of those that the document has."""
+    maker.before(row)
+    maker.after(row)
+    found = maker.evaluate(row, text, tokens)
+    if document.setdefault("conditions", found["conditions"]) != found["conditions"]:
+        raise SystemExit(f"the document was taken under other conditions: {document['conditions']}")
+    document |= {key: found[key] for key in ("confidence", "reference", "metrics_version", "version")}
+    before, after = ({**one, "name": Path(one["name"]).name} for one in found["models"])
+    log = log_of(maker.work / row.after)
+    document["rows"][row.name] = {"date": time.strftime("%Y-%m-%d"), "before": before, "after": after, "log": log}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--reference", type=Path, required=True)
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--rows", default=",".join(row.name for row in ROWS))
-    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--only", default="", help="rows whose name this regular expression is found in")
     parser.add_argument("--eval-tokens", type=int, default=8192)
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
-    work, reference, text = args.work.resolve(), args.reference.resolve(), args.text.resolve()
-    own_text(reference, work)
-    maker = Maker(reference, work, args.steps)
-    rows = [row for row in ROWS if row.name in args.rows.split(",")]
-    for row in rows:
-        maker.before(row)
-        maker.after(row)
-    report = maker.evaluate([name for row in rows for name in (row.before, row.after)], text, args.eval_tokens)
-    value = {"machine": platform.machine(), "date": time.strftime("%Y-%m-%d"), "steps": args.steps, "eval": report}
-    value["logs"] = {row.name: log_of(work / row.after) for row in rows}
-    (args.out / "train.json").write_text(json.dumps(value, indent=1) + "\n", "utf-8")
-    (args.out / "train.md").write_text(markdown(rows, value), "utf-8")
+    work, reference, text, out = (path.resolve() for path in (args.work, args.reference, args.text, args.out))
+    path = out / "train.json"
+    document: Document = json.loads(path.read_text("utf-8")) if path.exists() else {"rows": {}}
+    wanted = [row for row in ROWS if row.name not in document["rows"] and re.search(args.only, row.name)]
+    if wanted:
+        own_text(reference, work)
+    for row in wanted:
+        take(row, Maker(reference, work), document, text, args.eval_tokens)
+        path.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
+        (out / "train.md").write_text(markdown(document), "utf-8")
 
 
-def markdown(rows: list[Row], value: dict[str, Any]) -> str:
+def markdown(document: Document) -> str:
     """The table, with the budget of every row."""
-    results = {Path(str(one["name"])).name: one for one in value["eval"]["models"]}
-    reference = value["eval"]["reference"]["quality"]["perplexity"]
-    name = Path(str(value["eval"]["reference"]["name"])).name
+    reference = document["reference"]["quality"]["perplexity"]
+    name = Path(str(document["reference"]["name"])).name
     lines = [
         "# What training recovers\n",
         f"{name}, trained on text that it wrote itself. Made by `bench/train_table.py`; the figures are in",
@@ -155,18 +185,20 @@ def markdown(rows: list[Row], value: dict[str, Any]) -> str:
         "| what | KL before | KL after | recovered | goal | perplexity before | after | training |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for row in rows:
-        a, b = results[row.before], results[row.after]
+    for row in ROWS:
+        if row.name not in document["rows"]:
+            continue
+        taken = document["rows"][row.name]
+        a, b, log = taken["before"], taken["after"], taken["log"]
         kl = [one["loss"]["mean_kl"] for one in (a, b)]
         share = 1 - kl[1]["value"] / kl[0]["value"]
-        log = value["logs"][row.name]
-        spent = f"{len(log)} steps of 512 tokens, {log[-1]['seconds'] / 60:.0f} min"
+        spent = f"{len(log)} steps of {STEP_TOKENS} tokens, {log[-1]['seconds'] / 60:.0f} min"
         cells = [_number(one, 4) for one in kl], [_number(one["quality"]["perplexity"], 2) for one in (a, b)]
         lines.append(
             f"| {row.title} | {cells[0][0]} | {cells[0][1]} | **{share:.0%}** | {row.goal:.0%} | {cells[1][0]} | "
             f"{cells[1][1]} | {spent} |"
         )
-    missing = [row.title for row in ROWS if row not in rows]
+    missing = [row.title for row in ROWS if row.name not in document["rows"]]
     if missing:
         lines.append(f"\nNot taken yet: {'; '.join(missing)}.")
     return "\n".join(lines) + "\n"

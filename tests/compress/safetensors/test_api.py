@@ -53,6 +53,14 @@ def test_texts_of_a_program_calibrate(llama: Path, tmp_path: Path) -> None:
     nybble.quantize(llama, nybble.GPTQConfig(dataset=texts, num_samples=4, sample_tokens=16), tmp_path / "out")
 
 
+def test_too_few_tokens_for_the_widest_linear_are_named(llama: Path, text: Path, tmp_path: Path) -> None:
+    for samples, told in ((8, True), (16, False)):
+        progress = Notes()
+        config = nybble.GPTQConfig(dataset=str(text), num_samples=samples, sample_tokens=32)
+        nybble.quantize(llama, config, tmp_path / str(samples), progress=progress)
+        assert any("256 tokens are few for linears of 256 inputs" in note for note in progress.notes) == told
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from nybble.compress.awq.algorithm import search_clip, search_scale
 from nybble.compress.bnb.algorithm import dynamic_code, nest_absmax, quantize_4bit, quantize_rows
+from nybble.compress.calibration.stream import Moments
 from nybble.compress.gptq.algorithm import GptqOptions, Order, gptq, inverse_factor, output_error, prepare
 from nybble.compress.grids import Grid, find_params, round_to_nearest
 from nybble.compress.rtn.float8 import quantize_float8
@@ -157,6 +158,30 @@ def test_a_matrix_that_cannot_be_inverted_gets_more_damping() -> None:
     assert gptq(weight, prepare(hessian, options), options).error <= output_error(
         weight, torch.zeros_like(weight), hessian
     )
+
+
+def test_the_factor_is_that_of_the_inverse() -> None:
+    x = random(8, 1200, 700)  # more inputs than a triangle inverted in one piece, and no power of two
+    hessian = x.T @ x / len(x)
+    factor, damp = inverse_factor(hessian, 0.05)
+    assert factor is not None
+    assert damp == 0.05
+    assert (factor.tril(-1) == 0).all()
+    damped = hessian.double() + 0.05 * float(hessian.diagonal().mean()) * torch.eye(700, dtype=torch.float64)
+    expected = torch.linalg.cholesky(torch.linalg.inv(damped), upper=True)
+    torch.testing.assert_close(factor.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_moments_of_more_inputs_than_a_band_are_whole() -> None:
+    moments = Moments.zeros(2100, full=True)
+    parts = [random(9, 2, 10, 2100), random(10, 7, 2100)]
+    for part in parts:
+        moments.add(part)
+    x = torch.cat([part.reshape(-1, 2100) for part in parts]).double()
+    hessian = moments.hessian("a linear")
+    torch.testing.assert_close(hessian, hessian.T)
+    torch.testing.assert_close(hessian.double(), x.T @ x / 27, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(moments.importance("a linear").double(), x.square().mean(0), rtol=1e-4, atol=1e-5)
 
 
 def test_inputs_that_were_never_seen_are_rounded_to_nearest() -> None:

@@ -21,6 +21,7 @@ from nybble.core.errors import CheckpointError, OutputError
 from nybble.core.spec import ModelSpec
 
 _BATCH_TOKENS = 4096
+BAND = 1024  # rows of a symmetric matrix that are computed together
 _FILES = ("hidden-0.bin", "hidden-1.bin", "hidden-2.bin")
 
 
@@ -31,7 +32,7 @@ class Moments:
     full: the whole matrix, not only its diagonal.
     """
 
-    squares: torch.Tensor
+    squares: torch.Tensor  # of the whole matrix only what `hessian` does not mirror is filled
     absolute: torch.Tensor
     signed: torch.Tensor
     full: bool
@@ -46,7 +47,8 @@ class Moments:
         """x: [..., in]."""
         flat = x.reshape(-1, x.shape[-1])
         if self.full:
-            self.squares.addmm_(flat.T, flat)
+            for begin, end in _bands(flat.shape[1]):  # what lies left of the diagonal is its mirror image
+                self.squares[begin:end, begin:].addmm_(flat[:, begin:end].T, flat[:, begin:])
         else:
             self.squares += flat.square().sum(0)
         self.absolute += flat.abs().sum(0)
@@ -60,7 +62,11 @@ class Moments:
                 f"what {name} reads on the calibration text is not a number any more: the model computes infinities, "
                 "check it before it is quantised"
             )
-        return self.squares / max(1, self.count)
+        mean = self.squares / max(1, self.count)
+        if self.full:
+            for begin, end in _bands(len(mean)):
+                mean[end:, begin:end] = mean[begin:end, end:].T
+        return mean
 
     def importance(self, name: str) -> torch.Tensor:
         """[in]: the mean of x^2. Raises as `hessian`."""
@@ -72,6 +78,12 @@ class Moments:
 
     def mean(self) -> torch.Tensor:
         return self.signed / max(1, self.count)
+
+
+def _bands(size: int) -> Iterator[tuple[int, int]]:
+    """Ranges of rows of a symmetric matrix that are computed together, from the diagonal on."""
+    for begin in range(0, size, BAND):
+        yield begin, min(begin + BAND, size)
 
 
 def quiet_inputs(importance: torch.Tensor) -> int:

@@ -14,6 +14,7 @@ import torch
 from nybble.compress.grids import Grid, GroupParams, find_params, round_to_nearest
 
 _BLOCK = 128  # columns whose mutual updates are done at once
+_TRIANGLE = 256  # inputs of a triangular matrix that is inverted in one piece
 _MAX_TRIES = 12
 _GROWTH = 2.0
 
@@ -130,16 +131,31 @@ def inverse_factor(hessian: torch.Tensor, damp_percent: float) -> tuple[torch.Te
     damp = damp_percent
     for _ in range(_MAX_TRIES):
         for dtype in (torch.float32, torch.float64):
-            damped = hessian.to(dtype, copy=True)
-            damped.diagonal().add_(damp * mean + dead.to(dtype) * mean)
+            damped = hessian.to(dtype).flip(0, 1)
+            damped.diagonal().add_(damp * mean + dead.flip(0).to(dtype) * mean)
             lower, failed = torch.linalg.cholesky_ex(damped)
             if int(failed):
                 continue
-            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-            if not int(failed) and bool(torch.isfinite(upper).all()):
+            # Turned back, the factor is upper and H = R R^T: the factor of H^-1 = R^-T R^-1 is R^-1.
+            upper = _inverse_of_upper(lower.flip(0, 1))
+            if bool(torch.isfinite(upper).all()):
                 return upper.float(), damp
         damp = max(damp * _GROWTH, 1e-3)
     return None, damp
+
+
+def _inverse_of_upper(matrix: torch.Tensor) -> torch.Tensor:
+    """Of an upper triangular matrix, by halves, so that nearly all of the work is products of large matrices."""
+    size = len(matrix)
+    if size <= _TRIANGLE:
+        small: torch.Tensor = torch.linalg.solve_triangular(matrix, torch.eye(size, dtype=matrix.dtype), upper=True)
+        return small
+    half = size // 2
+    out = torch.zeros_like(matrix)
+    out[:half, :half] = _inverse_of_upper(matrix[:half, :half])
+    out[half:, half:] = _inverse_of_upper(matrix[half:, half:])
+    out[:half, half:] = -(out[:half, :half] @ matrix[:half, half:] @ out[half:, half:])
+    return out
 
 
 def _round(

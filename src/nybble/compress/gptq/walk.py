@@ -20,7 +20,7 @@ from nybble.compress.grids import Grid
 from nybble.compress.methods import Progress, QuantizeReport, QuantizeRequest
 from nybble.compress.safetensors.linear import empty_grouped, grouped, largest_layer_bytes, put, take
 from nybble.compress.safetensors.model import FolderModel, Module
-from nybble.compress.safetensors.options import CALIBRATION, Options, fitting_group, sample_tokens
+from nybble.compress.safetensors.options import CALIBRATION, Options, fitting_group, num_tokens, sample_tokens
 from nybble.compress.safetensors.run import LayerResult, quantize_folder, skipped
 from nybble.compress.safetensors.timing import (
     forward_seconds,
@@ -35,6 +35,7 @@ from nybble.formats.stored import Stored
 
 _GROUP_SIZE = 128
 _DAMP = 0.05
+_TOKENS_PER_INPUT = 2  # with fewer than one, H is not of full rank, and 4 bits came out worse than rounded to nearest
 _OPTIONS = (
     *("group_size", "symmetric", "clip_search", "desc_act", "static_groups", "damp_percent", "report"),
     *CALIBRATION,
@@ -136,7 +137,7 @@ class Gptq:
             return gptq(weight, shared[inputs], self._gptq)
 
         total = rounding_seconds(self.model, round_one, self._gptq.grid.group_size)
-        total += product_seconds(self.model, 5.0) + inverse_seconds(self.model, 3.0)
+        total += product_seconds(self.model, 5.0) + inverse_seconds(self.model, 2.0)
         # Twice through gate and up, once through the rest.
         return total + forward_seconds(self.model, self._options, 1.6) + hessian_seconds(self.model, self._options)
 
@@ -146,7 +147,14 @@ class Gptq:
         decoder = TorchDecoder(self.model.checkpoint, context=self.model.spec.context_length)
         self._stream = Stream(decoder, torch.from_numpy(self._calibration.token_ids))
         self._stream.start(work, first_layer)
-        return [self._calibration.coverage(), *([self._note] if self._note else [])]
+        notes = [self._calibration.coverage(), *([self._note] if self._note else [])]
+        tokens, widest = num_tokens(self._options), max(module.inputs for module in self._modules)
+        if tokens < _TOKENS_PER_INPUT * widest:
+            notes.append(
+                f"{tokens} tokens are few for linears of {widest} inputs: GPTQ may fit the text more than the model; "
+                f"take {_TOKENS_PER_INPUT * widest} or more (--calibration-samples)"
+            )
+        return notes
 
     @torch.no_grad()
     def layer(self, index: int, told: Callable[[Module], None]) -> LayerResult:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 
 from nybble.backends.torch import TorchDecoder
+from nybble.compress.calibration.stream import BAND
 from nybble.compress.safetensors.model import FolderModel, Module
 from nybble.compress.safetensors.options import Options, num_tokens, sample_tokens
 
@@ -42,9 +43,9 @@ def forward_seconds(model: FolderModel, options: Options, passes: float) -> floa
 
 
 def hessian_seconds(model: FolderModel, options: Options) -> float:
-    """Of adding up x x^T for every group of linears."""
-    squares = sum(width * width for width in _group_widths(model))
-    return 2.0 * squares * num_tokens(options) * _seconds_per_operation()
+    """Of adding up x x^T for every group of linears, of which the half above the diagonal is computed, in bands."""
+    squares = sum(width * (width + BAND) for width in _group_widths(model))
+    return squares * num_tokens(options) * _seconds_per_operation()
 
 
 def inverse_seconds(model: FolderModel, per_cube: float) -> float:
