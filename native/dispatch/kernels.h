@@ -21,7 +21,7 @@ struct Kernels {
     static constexpr int formats = static_cast<int>(Format::count_);
 
     Isa isa = Isa::generic;
-    GemmQ8 gemm_q8[formats] = {};  // null for F32, F16 and BF16
+    GemmQ8 gemm_q8[formats] = {};  // null for floats, those of 8 bits too
     GemmF32 gemm_f32[formats] = {};
     // The same for the factors of adapters, F32 and F16 only; the second adds to what is there.
     GemmF32 low_rank[formats] = {};

@@ -39,9 +39,10 @@ private:
     Buffer<std::uint8_t> data_;
 };
 
-// F32, F16 and BF16 weights are multiplied with float activations, all others with int8 ones.
+// Weights that are floats, of 8 bits too, are multiplied with float activations, all others with int8 ones.
 inline bool is_float_format(Format format) {
-    return format == Format::F32 || format == Format::F16 || format == Format::BF16;
+    return format == Format::F32 || format == Format::F16 || format == Format::BF16 || format == Format::F8_32 ||
+           format == Format::F8_128;
 }
 
 }  // namespace nybble

@@ -97,6 +97,13 @@ struct Codebook {
     float d;
     uint8_t codes[32];  // 64 weights, the first of two in the low nibble
 };
+
+// value = d * the number whose bits a code is: E4M3 with no infinities. A scale that holds for more weights is repeated.
+template <int group>
+struct Float8 {
+    float d;
+    uint8_t codes[group];
+};
 static_assert(sizeof(Q4_0) == info(Format::Q4_0).block_bytes);
 static_assert(sizeof(Q4_1) == info(Format::Q4_1).block_bytes);
 static_assert(sizeof(Q5_0) == info(Format::Q5_0).block_bytes);
@@ -120,5 +127,7 @@ static_assert(sizeof(Grouped<8, 32>) == info(Format::U8_32).block_bytes);
 static_assert(sizeof(Grouped<8, 128>) == info(Format::U8_128).block_bytes);
 static_assert(sizeof(Codebook<Format::NF4_64>) == info(Format::NF4_64).block_bytes);
 static_assert(sizeof(Codebook<Format::FP4_64>) == info(Format::FP4_64).block_bytes);
+static_assert(sizeof(Float8<32>) == info(Format::F8_32).block_bytes);
+static_assert(sizeof(Float8<128>) == info(Format::F8_128).block_bytes);
 
 }  // namespace nybble::raw

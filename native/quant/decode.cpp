@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "base/half.h"
+#include "quant/packed_float8.h"
 #include "quant/raw_codes.h"
 
 namespace nybble {
@@ -105,6 +106,15 @@ void decode_codebook(const uint8_t* src, float* dst, std::size_t n) {
     }
 }
 
+template <int group>
+void decode_float8(const uint8_t* src, float* dst, std::size_t n) {
+    for (std::size_t done = 0; done < n; done += group, src += sizeof(raw::Float8<group>)) {
+        raw::Float8<group> block;
+        std::memcpy(&block, src, sizeof block);
+        for (uint8_t code : block.codes) *dst++ = block.d * packed::e4m3_value(code);
+    }
+}
+
 template <class Half>
 void decode_halves(const uint8_t* src, float* dst, std::size_t n, Half to_float) {
     for (std::size_t i = 0; i < n; ++i) {
@@ -149,6 +159,8 @@ void dequantize(Format format, const void* src, float* dst, std::size_t n) {
         case Format::U8_128: return decode<Grouped<8, 128>, 0, true, grouped_scale>(bytes, dst, n, size);
         case Format::NF4_64: return decode_codebook<Format::NF4_64>(bytes, dst, n);
         case Format::FP4_64: return decode_codebook<Format::FP4_64>(bytes, dst, n);
+        case Format::F8_32: return decode_float8<32>(bytes, dst, n);
+        case Format::F8_128: return decode_float8<128>(bytes, dst, n);
         case Format::count_: return;
     }
 }

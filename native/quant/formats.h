@@ -25,7 +25,7 @@ enum class Format {
     IQ4_NL,
     IQ4_XS,
     MXFP4,
-    // What the safetensors dialects become: no file of ours has them (packed_grouped.h, packed_codebook.h).
+    // What the safetensors dialects become: no file of ours has them (packed_grouped.h, packed_codebook.h, packed_float8.h).
     U2_32,
     U2_128,
     U3_32,
@@ -36,6 +36,8 @@ enum class Format {
     U8_128,
     NF4_64,
     FP4_64,
+    F8_32,
+    F8_128,
     count_,
 };
 
@@ -75,6 +77,8 @@ inline constexpr std::array<FormatInfo, static_cast<int>(Format::count_)> kForma
     {"U8_128", kNotInGguf, 128, 136},
     {"NF4_64", kNotInGguf, 64, 36},
     {"FP4_64", kNotInGguf, 64, 36},
+    {"F8_32", kNotInGguf, 32, 36},
+    {"F8_128", kNotInGguf, 128, 132},
 }};
 
 constexpr const FormatInfo& info(Format format) { return kFormats[static_cast<int>(format)]; }

@@ -67,6 +67,15 @@ void unpack_units(const uint8_t* unit, std::size_t cols, int row, float* dst) {
     }
 }
 
+template <class Q>
+void unpack_float8(const uint8_t* unit, std::size_t cols, int row, float* dst) {
+    for (std::size_t k = 0; k < cols; k += Q::unit_k, unit += Q::unit_bytes) {
+        float scale;
+        std::memcpy(&scale, unit + 4 * row, 4);
+        for (int i = 0; i < Q::unit_k; ++i) *dst++ = scale * packed::e4m3_value(unit[Q::header_bytes + 16 * i + row]);
+    }
+}
+
 float load_plain(Format format, const uint8_t* p) {
     if (format == Format::F32) {
         float x;
@@ -101,7 +110,13 @@ void unpack_row(Format format, const uint8_t* packed, std::size_t cols, std::siz
         for (std::size_t k = 0; k < cols; ++k) dst[k] = load_plain(format, group + (k * kGroup + row % kGroup) * size);
         return;
     }
-    with_packed(format, [&]<class Q>(Q) { unpack_units<Q>(group, cols, static_cast<int>(row % kGroup), dst); });
+    with_packed(format, [&]<class Q>(Q) {
+        if constexpr (packed::kFloat8<Q>) {
+            unpack_float8<Q>(group, cols, static_cast<int>(row % kGroup), dst);
+        } else {
+            unpack_units<Q>(group, cols, static_cast<int>(row % kGroup), dst);
+        }
+    });
 }
 
 }  // namespace nybble

@@ -3,6 +3,7 @@
 
 #include "quant/formats.h"
 #include "quant/packed_codebook.h"
+#include "quant/packed_float8.h"
 #include "quant/packed_grouped.h"
 #include "quant/packed_k.h"
 #include "quant/packed_legacy.h"
@@ -40,6 +41,8 @@ NYBBLE_PACKED(U8_32);
 NYBBLE_PACKED(U8_128);
 NYBBLE_PACKED(NF4_64);
 NYBBLE_PACKED(FP4_64);
+NYBBLE_PACKED(F8_32);
+NYBBLE_PACKED(F8_128);
 #undef NYBBLE_PACKED
 
 // Calls f(type) with the packed type of `format`, which must not be a float format.
@@ -68,7 +71,9 @@ decltype(auto) with_packed(Format format, Function&& f) {
         case Format::U8_32: return f(packed::U8_32{});
         case Format::U8_128: return f(packed::U8_128{});
         case Format::NF4_64: return f(packed::NF4_64{});
-        default: return f(packed::FP4_64{});
+        case Format::FP4_64: return f(packed::FP4_64{});
+        case Format::F8_32: return f(packed::F8_32{});
+        default: return f(packed::F8_128{});
     }
 }
 

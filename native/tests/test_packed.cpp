@@ -110,14 +110,16 @@ void check_format(Format format, std::size_t rows, unsigned seed) {
     if (info(format).block_size == 1) return;
 
     with_packed(format, [&]<class Q>(Q) {
-        const std::size_t group = packed_group_bytes(format, kCols);
-        check(kernels_see<Generic, Q>(packed.data(), group, rows, expected), format, "generic codes and scales");
+        if constexpr (!packed::kFloat8<Q>) {  // whose codes the kernels read as they lie
+            const std::size_t group = packed_group_bytes(format, kCols);
+            check(kernels_see<Generic, Q>(packed.data(), group, rows, expected), format, "generic codes and scales");
 #if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
-        check(kernels_see<Avx2, Q>(packed.data(), group, rows, expected), format, "avx2 codes and scales");
+            check(kernels_see<Avx2, Q>(packed.data(), group, rows, expected), format, "avx2 codes and scales");
 #endif
 #if defined(__AVX512BW__) && defined(__AVX512VNNI__)
-        check(kernels_see<Avx512, Q>(packed.data(), group, rows, expected), format, "avx512 codes and scales");
+            check(kernels_see<Avx512, Q>(packed.data(), group, rows, expected), format, "avx512 codes and scales");
 #endif
+        }
     });
 }
 

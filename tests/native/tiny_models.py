@@ -13,6 +13,7 @@ import numpy.typing as npt
 from nybble import _native
 from nybble.core.spec import LayerSpec, ModelSpec, RopeSpec
 from nybble.quant.codebook import pack_codebook
+from nybble.quant.float8 import pack_float8
 from nybble.quant.formats import FORMATS
 from nybble.quant.grouped import pack_grouped
 from nybble.quant.reference import dequantize
@@ -108,6 +109,9 @@ def random_dialect(fmt: str, shape: tuple[int, int], rng: np.random.Generator) -
         codes = rng.integers(0, 16, shape).astype(np.uint8)
         table: Literal["nf4", "fp4"] = "nf4" if kind == "NF4" else "fp4"
         return pack_codebook(table, codes, 2 * scales.reshape(-1), 64)[1].tobytes()
+    if kind == "F8":
+        codes = (rng.integers(0, 2, shape) << 7 | rng.integers(0, 119, shape)).astype(np.uint8)  # up to 240, both signs
+        return pack_float8(codes, scales[:, :1] / 32, None)[1].tobytes()
     bits = int(kind[1:])
     codes = rng.integers(0, 1 << bits, shape).astype(np.uint8)
     zeros = rng.integers(0, 1 << bits, size)
@@ -223,8 +227,11 @@ MODELS: dict[str, tuple[ModelSpec, tuple[str, ...]]] = {
     "llama-k-mix": (LLAMA, ("Q4_K", "Q6_K", "F16", "Q3_K", "Q2_K", "Q5_K", "IQ4_XS")),
     "qwen-q8_0": (QWEN, ("Q8_0",)),
     "qwen-mix": (QWEN, ("Q4_0", "Q5_1", "BF16", "Q4_1", "Q5_0", "IQ4_NL", "MXFP4")),
-    "llama-dialects": (LLAMA, ("U4_128", "NF4_64", "U8_128", "U2_32", "FP4_64", "U3_128", "U4_32", "U2_128")),
-    "qwen-dialects": (QWEN, ("U8_32", "U3_32", "U4_32")),
+    "llama-dialects": (
+        LLAMA,
+        ("U4_128", "NF4_64", "U8_128", "U2_32", "FP4_64", "U3_128", "U4_32", "U2_128", "F8_128"),
+    ),
+    "qwen-dialects": (QWEN, ("U8_32", "U3_32", "U4_32", "F8_32")),
     "gemma-f16": (GEMMA, ("F16",)),
     "gemma-q8_0": (GEMMA, ("Q8_0", "Q4_0")),
     "odd-f32": (ODD, ("F32", "BF16")),

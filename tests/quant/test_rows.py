@@ -33,7 +33,7 @@ def both_decoders(weight: PackedWeight) -> tuple[str, np.ndarray]:
     fmt, data = to_rows(weight)
     assert data.shape == (ROWS, fmt.row_bytes(COLS))
     values = dequantize(fmt, data.tobytes()).reshape(ROWS, COLS)
-    assert (_native.pack_roundtrip(fmt.name, data.tobytes(), ROWS, COLS) == values).all()
+    np.testing.assert_array_equal(_native.pack_roundtrip(fmt.name, data.tobytes(), ROWS, COLS), values)
     return fmt.name, values
 
 
@@ -78,11 +78,34 @@ def test_row_int8() -> None:
     assert (np.abs(values - weight.decode()) <= 2e-7 * weight.absmax[:, None]).all()
 
 
+@pytest.mark.parametrize(
+    ("scales", "block", "name"),
+    [
+        ((1, 1), None, "F8_128"),
+        ((ROWS, 1), None, "F8_128"),
+        ((3, 3), (8, 128), "F8_128"),
+        ((2, 6), (16, 64), "F8_32"),
+        ((1, 1), (ROWS, COLS), "F8_128"),
+    ],
+)
+def test_float8_is_exact(scales: tuple[int, int], block: tuple[int, int] | None, name: str) -> None:
+    codes = np.resize(np.delete(np.arange(256), (127, 255)), (ROWS, COLS)).astype(np.uint8)
+    weight = Float8(codes, rng.uniform(0.001, 0.1, scales).astype(np.float32), block)
+    found, values = both_decoders(weight)
+    assert found == name
+    assert (values == weight.decode()).all()
+
+
 def test_what_no_kernel_has_is_kept_in_floats() -> None:
-    fp8 = Float8(rng.integers(0, 127, (ROWS, COLS)).astype(np.uint8), np.full((1, 1), 0.01, np.float32))
-    found, values = both_decoders(fp8)
-    assert found == "F16"
-    np.testing.assert_allclose(values, fp8.decode(), rtol=2**-11, atol=1e-7)
+    codes = rng.integers(0, 127, (ROWS, COLS)).astype(np.uint8)
+    some = Float8(codes, np.full((1, 1), 0.01, np.float32))
+    for odd in (
+        Float8(np.where(codes == 5, 127, codes).astype(np.uint8), some.scales),  # not a number
+        Float8(codes, np.full((2, 16), 0.01, np.float32), (16, 24)),
+        Float8(codes & 63, np.full((1, 1), 1e36, np.float32)),
+    ):
+        assert both_decoders(odd)[0] in ("F16", "F32")
+    assert both_decoders(Float8(codes, some.scales))[0] == "F8_128"
     huge = GroupedInt(8, COLS, np.full((ROWS, COLS), 255, np.uint8), np.full((ROWS, 1), 1e4, np.float32), g_idx=None)
     assert both_decoders(huge)[0] == "U8_128"
     small = codebook("nf4", 32)

@@ -1,5 +1,5 @@
 // Float GEMM of one packed group of 16 output rows: the reference arithmetic (NYBBLE_ACT=f32) for quantised weights,
-// and the only one for F32, F16 and BF16 weights. Weights take exactly the values of the dequantised tensor.
+// and the only one for weights that are floats. Weights take exactly the values of the dequantised tensor.
 #pragma once
 
 #include <cstddef>
@@ -7,8 +7,10 @@
 
 #include "base/half.h"
 #include "kernels/act_block.h"
+#include "kernels/ops/prefetch.h"
 #include "kernels/simd/common.h"
 #include "quant/packed_codebook.h"
+#include "quant/packed_float8.h"
 
 namespace nybble::ops {
 
@@ -104,12 +106,50 @@ template <class S, class Q, int T>
     }
 }
 
+// Two sums of each token and row, because one would wait for itself; a unit's scale is applied to both at its end.
+template <class S, class Q, int T>
+[[gnu::noinline]] void gemm_float8_tile(const uint8_t* w_group, const float* x, ptrdiff_t ldx, int k, float* out,
+                                        ptrdiff_t ldo) {
+    using F = typename S::F;
+    constexpr int line = 4;  // inputs whose codes fill a line of the cache
+    for (int row0 = 0; row0 < kGroupRows; row0 += S::lanes) {
+        F acc[T];
+#pragma GCC unroll 16
+        for (int t = 0; t < T; ++t) acc[t] = S::zero();
+        const uint8_t* unit = w_group;
+        const float* input = x;
+        for (int done = 0; done < k; done += Q::unit_k, unit += Q::unit_bytes) {
+            const uint8_t* codes = unit + Q::header_bytes + row0;
+            F even[T], odd[T];
+#pragma GCC unroll 16
+            for (int t = 0; t < T; ++t) even[t] = odd[t] = S::zero();
+            for (int i = 0; i < Q::unit_k; i += line, input += line, codes += line * kGroupRows) {
+                if (row0 == 0) prefetch_weights<S, T, 64>(codes);
+#pragma GCC unroll 4
+                for (int j = 0; j < line; ++j) {
+                    const F value = S::load_e4m3(codes + j * kGroupRows);
+                    F* sum = j % 2 ? odd : even;
+#pragma GCC unroll 16
+                    for (int t = 0; t < T; ++t) sum[t] = S::fma(value, S::set1(input[t * ldx + j]), sum[t]);
+                }
+            }
+            const F scale = S::mul(S::load(reinterpret_cast<const float*>(unit) + row0), S::set1(packed::kE4m3Unit));
+#pragma GCC unroll 16
+            for (int t = 0; t < T; ++t) acc[t] = S::fma(S::add(even[t], odd[t]), scale, acc[t]);
+        }
+#pragma GCC unroll 16
+        for (int t = 0; t < T; ++t) S::store(out + t * ldo + row0, acc[t]);
+    }
+}
+
 // Which tile function serves weight type W: plain floats have an Element, packed types have a unit.
 template <class S, class W, int T>
 NYBBLE_INLINE void gemm_f32_tile(const uint8_t* w_group, const float* x, ptrdiff_t ldx, int k, float* out,
                                  ptrdiff_t ldo) {
     if constexpr (requires { typename W::Element; }) {
         gemm_plain_tile<S, W, T>(w_group, x, ldx, k, out, ldo);
+    } else if constexpr (packed::kFloat8<W>) {
+        gemm_float8_tile<S, W, T>(w_group, x, ldx, k, out, ldo);
     } else {
         gemm_decoded_tile<S, W, T>(w_group, x, ldx, k, out, ldo);
     }

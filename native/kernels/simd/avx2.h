@@ -35,6 +35,11 @@ struct Avx2 {
     NYBBLE_SIMD F abs(F a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
 
     NYBBLE_SIMD F load_f16(const uint16_t* p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)); }
+    // E4M3, divided by 256 (quant/packed_float8.h): widened with its sign, whose copies the mask takes off.
+    NYBBLE_SIMD F load_e4m3(const uint8_t* p) {
+        __m128i wide = _mm_slli_epi16(_mm_cvtepi8_epi16(_mm_loadl_epi64((const __m128i*)p)), 7);
+        return _mm256_cvtph_ps(_mm_and_si128(wide, _mm_set1_epi16((short)0xbf80)));
+    }
     NYBBLE_SIMD void store_f16(uint16_t* p, F x) {
         F clamped = min(max(x, set1(-65504.0f)), set1(65504.0f));
         _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph(clamped, _MM_FROUND_TO_NEAREST_INT));

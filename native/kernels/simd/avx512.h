@@ -44,6 +44,11 @@ struct Avx512 {
     NYBBLE_SIMD F abs(F a) { return _mm512_abs_ps(a); }
 
     NYBBLE_SIMD F load_f16(const uint16_t* p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }
+    // E4M3, divided by 256 (quant/packed_float8.h): widened with its sign, whose copies the mask takes off.
+    NYBBLE_SIMD F load_e4m3(const uint8_t* p) {
+        __m256i wide = _mm256_slli_epi16(_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)p)), 7);
+        return _mm512_cvtph_ps(_mm256_and_si256(wide, _mm256_set1_epi16((short)0xbf80)));
+    }
     NYBBLE_SIMD void store_f16(uint16_t* p, F x) {
         F clamped = min(max(x, set1(-65504.0f)), set1(65504.0f));
         _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph(clamped, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));

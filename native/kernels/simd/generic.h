@@ -7,6 +7,7 @@
 
 #include "base/half.h"
 #include "kernels/simd/common.h"
+#include "quant/packed_float8.h"
 
 namespace nybble {
 
@@ -38,6 +39,10 @@ struct Generic {
 
     NYBBLE_SIMD F load_f16(const uint16_t* p) {
         return F{half_to_float(p[0]), half_to_float(p[1]), half_to_float(p[2]), half_to_float(p[3])};
+    }
+    // E4M3, divided by 256 (quant/packed_float8.h).
+    NYBBLE_SIMD F load_e4m3(const uint8_t* p) {
+        return F{packed::e4m3_part(p[0]), packed::e4m3_part(p[1]), packed::e4m3_part(p[2]), packed::e4m3_part(p[3])};
     }
     NYBBLE_SIMD void store_f16(uint16_t* p, F x) {
         F clamped = min(max(x, set1(-65504.0f)), set1(65504.0f));

@@ -65,6 +65,9 @@ _ROWS = (
     # And the codebooks of bitsandbytes (nybble.quant.codebook).
     QuantFormat("NF4_64", None, 64, 36),
     QuantFormat("FP4_64", None, 64, 36),
+    # And of FP8 (nybble.quant.float8).
+    QuantFormat("F8_32", None, 32, 36),
+    QuantFormat("F8_128", None, 128, 132),
     # Known by size only, so that a file that holds them is described and then refused by name.
     QuantFormat("IQ2_XXS", 16, 256, 66, has_kernel=False),
     QuantFormat("IQ2_XS", 17, 256, 74, has_kernel=False),

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from nybble.quant.codebook import FP4_CODES, NF4_CODES
 from nybble.quant.formats import QuantFormat
+from nybble.quant.weights import E4M3_VALUES
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -157,6 +158,11 @@ def _codebook(table: npt.NDArray[np.int16]) -> Callable[[Bytes], Floats]:
     return decode
 
 
+def _float8(b: Bytes) -> Floats:
+    """Blocks of nybble's own: scale, then the bits of E4M3 numbers."""
+    return b[:, :4].copy().view(np.float32) * E4M3_VALUES[b[:, 4:]]
+
+
 def unpack_bits(stream: Bytes, bits: int) -> Bytes:
     """[n, bytes] -> [n, 8 * bytes / bits]: the codes of a stream of bits, lowest bit first."""
     each = np.unpackbits(stream, axis=1, bitorder="little").reshape(len(stream), -1, bits)
@@ -180,7 +186,7 @@ _DECODERS: dict[str, Callable[[Bytes], Floats]] = {
     "Q8_0": _q8_0, "Q2_K": _q2_k, "Q3_K": _q3_k, "Q4_K": _q4_k, "Q5_K": _q5_k, "Q6_K": _q6_k, "IQ4_NL": _iq4_nl,
     "IQ4_XS": _iq4_xs, "MXFP4": _mxfp4,
     **{f"U{bits}_{group}": _grouped(bits) for bits in (2, 3, 4, 8) for group in (32, 128)},
-    "NF4_64": _codebook(NF4_CODES), "FP4_64": _codebook(FP4_CODES),
+    "NF4_64": _codebook(NF4_CODES), "FP4_64": _codebook(FP4_CODES), "F8_32": _float8, "F8_128": _float8,
 }  # fmt: skip
 
 

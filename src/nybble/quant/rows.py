@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nybble.quant.codebook import pack_codebook
+from nybble.quant.float8 import pack_float8
 from nybble.quant.formats import FORMATS, QuantFormat
 from nybble.quant.grouped import pack_grouped
 from nybble.quant.weights import Codebook4, GroupedInt, PackedWeight, RowInt8
@@ -16,8 +17,8 @@ Rows = tuple[QuantFormat, npt.NDArray[np.uint8]]
 def to_rows(weight: PackedWeight) -> Rows:
     """The matrix in an encoding that has kernels, and its rows of bytes.
 
-    Integers and codebooks keep their codes. What no kernel has is kept in 16 bits, or 32 where those do not hold it:
-    FP8, groups whose inputs are scattered over the row (act-order), groups that are not multiples of 32 weights, scales
+    Integers, codebooks and FP8 keep their codes. What no kernel has is kept in 16 bits, or 32 where those do not hold
+    it: groups whose inputs are scattered over the row (act-order), groups that are not multiples of 32 weights, scales
     outside of float16.
     """
     try:
@@ -27,6 +28,7 @@ def to_rows(weight: PackedWeight) -> Rows:
             return pack_codebook(weight.table, weight.codes, weight.absmax, weight.block)
         if isinstance(weight, RowInt8):
             return _row_int8(weight)
+        return pack_float8(weight.codes, weight.scales, weight.block)
     except ValueError:
         pass
     return _floats(weight.decode())
