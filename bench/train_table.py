@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+MARK = "<!-- bench/train_table.py writes all that follows -->"
 TOP_K = 128
 STEP_TOKENS = 512
 GROUP_32 = ("--group-size", "32")
@@ -61,9 +62,9 @@ ROWS = [
     Row("int4", "int4, groups of 32: rounded, trained", 0.4, 100, 1e-4, "int4", GROUP_32),
     Row("int2", "int2, groups of 32: rounded, trained", 0.6, 100, 3e-4, "int2", GROUP_32),
     Row("q2k", "Q2_K: importance matrix, trained", 0.4, 100, 1e-4, "Q2_K"),
-    Row("depth-3", "3 of 30 layers less: pruned, distilled", 0.6, 180, 3e-4, prune=("--drop-layers", "3")),
-    Row("depth-6", "6 of 30 layers less: pruned, distilled", 0.6, 180, 3e-4, prune=("--drop-layers", "6")),
-    Row("ffn-75", "a quarter of the neurons less: pruned, distilled", 0.6, 180, 3e-4, prune=("--ffn-width", "0.75")),
+    Row("depth-3", "3 of 30 layers less: pruned, distilled", 0.6, 120, 3e-4, prune=("--drop-layers", "3")),
+    Row("depth-6", "6 of 30 layers less: pruned, distilled", 0.6, 120, 3e-4, prune=("--drop-layers", "6")),
+    Row("ffn-75", "a quarter of the neurons less: pruned, distilled", 0.6, 120, 3e-4, prune=("--ffn-width", "0.75")),
 ]
 
 
@@ -170,7 +171,13 @@ def main() -> None:
     for row in wanted:
         take(row, Maker(reference, work), document, text, args.eval_tokens)
         path.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
-        (out / "train.md").write_text(markdown(document), "utf-8")
+        write_page(out / "train.md", markdown(document))
+
+
+def write_page(path: Path, table: str) -> None:
+    """Replace what stands below the mark; what somebody wrote above it stays."""
+    above = path.read_text("utf-8").partition(MARK)[0] if path.exists() else ""
+    path.write_text(f"{above}{MARK}\n\n{table}", "utf-8")
 
 
 def markdown(document: Document) -> str:
@@ -178,7 +185,6 @@ def markdown(document: Document) -> str:
     reference = document["reference"]["quality"]["perplexity"]
     name = Path(str(document["reference"]["name"])).name
     lines = [
-        "# What training recovers\n",
         f"{name}, trained on text that it wrote itself. Made by `bench/train_table.py`; the figures are in",
         "`train.json`, with the curve of every run. KL: mean divergence on other text from the float16 reference,",
         f"whose perplexity there is {_number(reference, 2)}.\n",
