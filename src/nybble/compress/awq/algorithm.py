@@ -15,14 +15,15 @@ import torch
 from nybble.compress.gptq.algorithm import output_error
 from nybble.compress.grids import Grid, round_to_nearest
 
-_STEPS = 20  # exponents tried
+STEPS = 20  # exponents tried
+ROWS = 256  # on which scales are tried: all rows see the same inputs, and a ranking of scales needs no more
 _FLOOR = 1e-4
 _CLIP_STEPS = 10  # of 1/20 each: down to half of the range
 
 
 @dataclass(frozen=True, slots=True)
 class Scaling:
-    """scale: [in]; error and rtn_error: of the outputs with it and without."""
+    """scale: [in]; error and rtn_error: of the outputs it was tried on, with it and without."""
 
     scale: torch.Tensor
     error: float
@@ -37,21 +38,22 @@ def search_scale(
     *,
     share: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> Scaling:
-    """The scale per input under which rounding `weights` costs least.
+    """The scale per input under which rounding `weights` costs least, or some of their rows, evenly spread.
 
     mean_abs: [in], the mean absolute value of each input. share: makes the scales equal for inputs that must have the
     same one (of query heads that share a value head).
     """
     joined = torch.cat(list(weights))
+    some = joined[:: -(-len(joined) // ROWS)]
     importance = hessian.diagonal().clamp(min=0)
-    rtn_error = _error(joined, torch.ones_like(mean_abs), hessian, importance, grid)
+    rtn_error = _error(some, torch.ones_like(mean_abs), hessian, importance, grid)
     best = Scaling(torch.ones_like(mean_abs), rtn_error, rtn_error)
     if not float(mean_abs.sum()) > 0:
         return best
     x_mean, w_mean = mean_abs, _weight_mean(joined, grid)
     for duo in (True, False):
-        for step in range(_STEPS):
-            ratio = step / _STEPS
+        for step in range(STEPS):
+            ratio = step / STEPS
             scale = x_mean.clamp(min=_FLOOR).pow(ratio)
             if duo:
                 scale = scale / (w_mean.pow(1 - ratio) + _FLOOR)
@@ -61,7 +63,7 @@ def search_scale(
             scale = scale / (scale.max() * scale.min()).sqrt()
             if not bool(torch.isfinite(scale).all()):
                 continue
-            error = _error(joined, scale, hessian, importance, grid)
+            error = _error(some, scale, hessian, importance, grid)
             if error < best.error:
                 best = Scaling(scale, error, rtn_error)
     return best

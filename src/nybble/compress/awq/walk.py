@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from nybble.backends.torch import Layer, TorchDecoder
-from nybble.compress.awq.algorithm import dequantised, search_clip, search_scale
+from nybble.compress.awq.algorithm import ROWS, STEPS, dequantised, search_clip, search_scale
 from nybble.compress.calibration.samples import Calibration, load_calibration
 from nybble.compress.calibration.stream import Stream, batch_bytes, quiet_inputs
 from nybble.compress.gptq.algorithm import output_error
@@ -22,7 +22,13 @@ from nybble.compress.safetensors.linear import empty_grouped, grouped, largest_l
 from nybble.compress.safetensors.model import GROUPS, FolderModel, Module
 from nybble.compress.safetensors.options import CALIBRATION, Options, fitting_group, sample_tokens
 from nybble.compress.safetensors.run import LayerResult, quantize_folder, skipped
-from nybble.compress.safetensors.timing import forward_seconds, hessian_seconds, product_seconds, rounding_seconds
+from nybble.compress.safetensors.timing import (
+    forward_seconds,
+    hessian_seconds,
+    product_seconds,
+    rounding_seconds,
+    search_seconds,
+)
 from nybble.core.errors import ConfigError
 from nybble.core.spec import LayerSpec
 from nybble.formats.dialects.awq import write_awq
@@ -107,13 +113,16 @@ class Awq:
     def seconds(self) -> float:
         """As LayerPass.seconds."""
 
-        def round_one(weight: torch.Tensor) -> object:
+        def scale(weight: torch.Tensor) -> object:
             hessian = torch.eye(weight.shape[1])
-            return search_scale([weight], hessian, torch.ones(len(hessian)), self._grid), (
-                search_clip(weight, hessian, self._grid) if self._clips else None
-            )
+            return search_scale([weight], hessian, torch.ones(len(hessian)), self._grid)
 
-        total = rounding_seconds(self.model, round_one, self._grid.group_size) + product_seconds(self.model, 80.0)
+        def round_one(weight: torch.Tensor) -> object:
+            clipped = search_clip(weight, torch.eye(weight.shape[1]), self._grid) if self._clips else weight
+            return self._error_to_nearest(weight, torch.eye(weight.shape[1])), round_to_nearest(clipped, self._grid)
+
+        total = rounding_seconds(self.model, round_one, self._grid.group_size) + product_seconds(self.model, 4.0)
+        total += search_seconds(self.model, scale, ROWS, 2 * STEPS)
         return total + forward_seconds(self.model, self._options, 2.0) + hessian_seconds(self.model, self._options)
 
     def start(self, work: Path, first_layer: int) -> list[str]:
