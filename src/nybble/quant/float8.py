@@ -1,7 +1,7 @@
 """From FP8 (E4M3), as compressed-tensors and DeepSeek's folders have it, to rows of blocks.
 
-value = scale * code. A block holds 128 weights where rows and scales allow it, 32 otherwise; a scale that holds for more
-of them, for a row or for the whole matrix, is repeated in each of its blocks.
+value = scale * code. A block holds 128 weights where rows and scales allow it, 32 otherwise; a scale that holds for
+more of them, for a row or for the whole matrix, is repeated in each of its blocks.
 """
 
 from __future__ import annotations
