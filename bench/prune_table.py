@@ -4,9 +4,10 @@
     python bench/prune_table.py --reference DIR --text FILE --work DIR [--only REGEX] [--limit N] [--speed]
                                 [--out docs/benchmarks]
 
-DIR is a float16 Hugging Face folder. Calibration: 64 samples of 512 tokens of nybble's default text, which comes with
-Python; the test text is read by nothing but `nybble eval`. Pruned models stay in the working folder, and rows that the
-JSON document holds are not measured again, so that the run can be cut into pieces (--limit N stops after N new rows).
+DIR is a float16 Hugging Face folder. Calibration: nybble's default text, which comes with Python, 64 samples of 512
+tokens for zeros and its 128 where layers, neurons or heads go; the test text is read by nothing but `nybble eval`.
+Pruned models stay in the working folder, and rows that the JSON document holds are not measured again, so that the run
+can be cut into pieces (--limit N stops after N new rows).
 --speed measures decoding of the reference and of every narrower or shallower model in turns, five rounds, and nothing
 else: let nothing else run then. Each run writes prune.json and prune.md anew.
 """
@@ -56,13 +57,13 @@ def zeros() -> list[Row]:
 
 ROWS = [
     *zeros(),
-    Row("depth-3", "3 of 30 layers, by influence", ("--drop-layers", "3", *CALIBRATION), True),
-    Row("depth-6", "6 of 30 layers, by influence", ("--drop-layers", "6", *CALIBRATION), True),
+    Row("depth-3", "3 of 30 layers, by influence", ("--drop-layers", "3"), True),
+    Row("depth-6", "6 of 30 layers, by influence", ("--drop-layers", "6"), True),
     Row("depth-3-loss", "3 of 30 layers, by loss", ("--drop-layers", "3", "--by", "loss"), True),
     Row("depth-6-loss", "6 of 30 layers, by loss", ("--drop-layers", "6", "--by", "loss"), True),
-    Row("ffn-75", "a quarter of the neurons, refit", ("--ffn-width", "0.75", *CALIBRATION), True),
-    Row("ffn-75-none", "a quarter of the neurons, none", ("--ffn-width", "0.75", *BARE, *CALIBRATION), True),
-    Row("heads-67", "a third of the query heads, refit", ("--heads", "0.67", *CALIBRATION), True),
+    Row("ffn-75", "a quarter of the neurons, refit", ("--ffn-width", "0.75"), True),
+    Row("ffn-75-none", "a quarter of the neurons, none", ("--ffn-width", "0.75", *BARE), True),
+    Row("heads-67", "a third of the query heads, refit", ("--heads", "0.67"), True),
 ]  # fmt: skip
 
 
