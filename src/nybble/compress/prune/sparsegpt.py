@@ -39,20 +39,22 @@ def sparsegpt(
     block = _BLOCK if nm is None else max(1, _BLOCK // nm.group) * nm.group
     for begin in range(0, columns, block):
         end = min(begin + block, columns)
-        part, inner = w[:, begin:end], factor[begin:end, begin:end]
-        steps = inner.diagonal()
-        mask = torch.ones(part.shape, dtype=torch.bool) if nm else _lowest((part / steps).square(), amount)
+        inner = factor[begin:end, begin:end]
+        steps = inner.diagonal()[:, None]
+        part = w[:, begin:end].T.contiguous()  # each column in one piece, as it is read and changed by itself
+        mask = torch.ones(part.shape, dtype=torch.bool) if nm else _lowest((part / steps).square().T, amount).T
         errors = torch.zeros_like(part)
         for i in range(end - begin):
             if nm is not None and i % nm.group == 0:  # from what the columns before have made of these
                 ahead = slice(i, i + nm.group)
-                mask[:, ahead] = nm_mask((part[:, ahead] / steps[ahead]).square(), nm)
-            gone = torch.where(mask[:, i], 0.0, part[:, i])
-            part[:, i] -= gone
-            errors[:, i] = gone / steps[i]
-            part[:, i + 1 :] -= torch.outer(errors[:, i], inner[i, i + 1 :])
+                mask[ahead] = nm_mask((part[ahead] / steps[ahead]).square().T, nm).T
+            gone = torch.where(mask[i], 0.0, part[i])
+            part[i] -= gone
+            errors[i] = gone / steps[i]
+            part[i + 1 :] -= torch.outer(inner[i, i + 1 :], errors[i])
         part[~mask] = 0  # exactly, whatever was rounded
-        w[:, end:] -= errors @ factor[begin:end, end:]
+        w[:, begin:end] = part.T
+        w[:, end:] -= errors.T @ factor[begin:end, end:]
     return w
 
 
