@@ -47,6 +47,7 @@ def test_a_dry_run_says_the_size_and_writes_nothing(folder: Path, tmp_path: Path
         (("--to", "Q4_0", "--tensor", "attn"), "--tensor takes REGEX=TYPE"),
         (("--to", "Q4_0", "--tensor", "nothing=Q8_0"), "fits the name of no matrix"),
         (("--to", "Q4_0", "--imatrix", "none.gguf"), "none.gguf cannot be read"),
+        (("--to", "Q4_0", "--damp-percent", "0.1"), "--damp-percent does not go with Q4_0"),
     ],
 )
 def test_bad_options_are_one_line(folder: Path, tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:

@@ -47,6 +47,12 @@ def quantize(
     desc_act: Annotated[
         bool | None, typer.Option("--desc-act/--no-desc-act", help="gptq: groups in order of importance (g_idx).")
     ] = None,
+    damp_percent: Annotated[
+        float | None,
+        typer.Option(
+            help="gptq: what is added to the Hessian's diagonal, in units of its mean. More trusts the text less."
+        ),
+    ] = None,
     double_quant: Annotated[
         bool | None, typer.Option("--double-quant/--no-double-quant", help="nf4 and fp4: 8-bit scales.")
     ] = None,
@@ -66,6 +72,7 @@ def quantize(
         "symmetric": symmetric,
         "clip_search": clip_search,
         "desc_act": desc_act,
+        "damp_percent": damp_percent,
         "double_quant": double_quant,
         "report": report or None,
     }
