@@ -43,7 +43,7 @@ class GPTQConfig:
     bits: int = 4
     dataset: Dataset = None
     group_size: int = 128
-    damp_percent: float = 0.05
+    damp_percent: float = 0.25
     desc_act: bool = False
     static_groups: bool = False
     sym: bool = True

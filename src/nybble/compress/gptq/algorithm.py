@@ -39,7 +39,7 @@ class GptqOptions:
 
     grid: Grid
     order: Order = Order.GROUPS
-    damp_percent: float = 0.05
+    damp_percent: float = 0.25
 
 
 @dataclass(frozen=True, slots=True)
