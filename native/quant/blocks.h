@@ -98,7 +98,8 @@ struct Codebook {
     uint8_t codes[32];  // 64 weights, the first of two in the low nibble
 };
 
-// value = d * the number whose bits a code is: E4M3 with no infinities. A scale that holds for more weights is repeated.
+// value = d * the number whose bits a code is: E4M3 with no infinities. A scale that holds for more weights is
+// repeated.
 template <int group>
 struct Float8 {
     float d;

@@ -25,7 +25,8 @@ enum class Format {
     IQ4_NL,
     IQ4_XS,
     MXFP4,
-    // What the safetensors dialects become: no file of ours has them (packed_grouped.h, packed_codebook.h, packed_float8.h).
+    // What the safetensors dialects become: no file of ours has them (packed_grouped.h, packed_codebook.h,
+    // packed_float8.h).
     U2_32,
     U2_128,
     U3_32,

@@ -1,6 +1,6 @@
-// Packed units of FP8 (E4M3): f32 scales of the 16 rows, then [k][16 rows] codes. Exponent and mantissa of a code are
-// those of a float16 whose exponent has a bit less and another bias, so kernels widen a code by a shift and get its value
-// divided by 256, subnormal ones too. NaN, whose code gives 480 that way, is refused by who makes blocks.
+// Packed units of FP8 (E4M3): f32 scales of the 16 rows, then [k][16 rows] codes. Exponent and mantissa of a code lie
+// as in a float16, with another bias, so kernels widen a code by a shift and get its value divided by 256, subnormal
+// ones too. NaN, whose code gives 480 that way, is refused by who makes blocks.
 #pragma once
 
 #include <cstdint>
