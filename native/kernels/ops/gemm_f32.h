@@ -1,5 +1,6 @@
 // Float GEMM of one packed group of 16 output rows: the reference arithmetic (NYBBLE_ACT=f32) for quantised weights,
-// and the only one for weights that are floats. Weights take exactly the values of the dequantised tensor.
+// and the only one for weights that are floats. Weights take exactly the values of the dequantised tensor; only the
+// scale of FP8 is applied to the sum of its block.
 #pragma once
 
 #include <cstddef>

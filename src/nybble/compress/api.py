@@ -35,7 +35,8 @@ class GPTQConfig:
     """GPTQ: columns rounded one after the other, each error spread over those to come.
 
     bits: 2, 3, 4 or 8. desc_act: groups in the order of importance, which readers follow by g_idx and some kernels
-    cannot; without it columns are rounded in that order too, but inside their groups. sym: a zero point in the middle.
+    cannot; without it columns are rounded in that order too, but inside their groups. damp_percent: the share of the
+    mean of the Hessian's diagonal that is added to it; more trusts the text less. sym: a zero point in the middle.
     dataset: what to calibrate with, num_samples windows of it with sample_tokens tokens each. modules_to_not_convert:
     parts of names of linears that stay in 16 bits.
     """

@@ -61,11 +61,12 @@ def product_seconds(model: FolderModel, per_weight_and_input: float) -> float:
 
 def search_seconds(model: FolderModel, search: Callable[[torch.Tensor], object], rows: int, products: int) -> float:
     """Of searching something on so many rows of every group of linears, with so many products W H."""
-    columns = min(_COLUMNS, *_group_widths(model))
+    widths = _group_widths(model)
+    columns = min(_COLUMNS, *widths)
     weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(0)) * 0.02
     each = _seconds(lambda: search(weight)) / columns
-    excess = sum(width * (width - columns) for width in _group_widths(model))
-    return each * sum(_group_widths(model)) + 2.0 * products * rows * excess * _seconds_per_operation()
+    excess = sum(width * (width - columns) for width in widths)
+    return each * sum(widths) + 2.0 * products * rows * excess * _seconds_per_operation()
 
 
 def _group_widths(model: FolderModel) -> list[int]:
