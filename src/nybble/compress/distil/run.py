@@ -30,13 +30,13 @@ from nybble.compress.train.model import (
 from nybble.compress.train.options import TrainOptions
 from nybble.compress.train.setup import (
     check_paths,
+    computing,
     files_of,
     identity,
     keep_log,
     load_data,
     settled,
     stage_result,
-    threads,
 )
 from nybble.compress.train.state import RunFolder
 from nybble.core.errors import ConfigError
@@ -99,7 +99,7 @@ def run_distil(
     if options.teacher is None:
         raise ConfigError("distillation needs a teacher: give the model that was made smaller")
     check_paths(src, dst, force=force)
-    with joined() as group, threads(options.threads):
+    with joined() as group, computing(options.threads):
         options = replace(options, bf16=settled(options, group).bf16)
         told = progress if progress is not None and group.leads else Silent()
         return _Distillation(src, dst, options, group, told, force).run(resume, sampler)

@@ -22,7 +22,7 @@ from nybble.compress.train.data import Sampler, Sequences
 from nybble.compress.train.group import Group, joined
 from nybble.compress.train.loop import Trainer, log_path
 from nybble.compress.train.model import TrainModel, open_train_model
-from nybble.compress.train.setup import check_paths, identity, keep_log, load_data, settled, stage_result, threads
+from nybble.compress.train.setup import check_paths, computing, identity, keep_log, load_data, settled, stage_result
 from nybble.compress.train.state import RunFolder
 from nybble.core.errors import ConfigError
 
@@ -57,7 +57,7 @@ def run_qat(
         raise ConfigError(f"{dst} ends in .gguf, but {options.to} writes a folder: choose another name")
     if not is_gguf and options.mix is not None:
         raise ConfigError(f"{options.to} writes a GGUF file: let the name of {dst} end in .gguf")
-    with joined() as group, threads(options.threads):
+    with joined() as group, computing(options.threads):
         options = replace(options, bf16=settled(options, group).bf16)
         told = progress if progress is not None and group.leads else Silent()
         if options.lora is not None:

@@ -14,6 +14,7 @@ import torch
 from nybble.checkpoint import Checkpoint
 from nybble.compress.methods import Progress
 from nybble.compress.stage import StageResult
+from nybble.compress.train.allocator import freed_memory_kept
 from nybble.compress.train.data import SELF, Sampler, Sequences, load_sequences
 from nybble.compress.train.group import Group
 from nybble.compress.train.log import read_log
@@ -33,12 +34,13 @@ LOG_NAME = "train.jsonl"
 
 
 @contextmanager
-def threads(count: int | None) -> Iterator[None]:
-    """Torch computes with so many threads as long as the block lasts; None: as many as it did."""
+def computing(threads: int | None) -> Iterator[None]:
+    """As long as the block lasts torch has so many threads, None: as many as it had, and keeps the memory it frees."""
     before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
+    torch.set_num_threads(threads or before)
     try:
-        yield
+        with freed_memory_kept():
+            yield
     finally:
         torch.set_num_threads(before)
 
