@@ -86,11 +86,22 @@ void init_model(Model* self, int vocab_size, int hidden_size, float norm_eps, st
     new (self) Model(std::move(config), isa_argument(isa), f32, count, kv_type);
 }
 
-void set_tensor(Model& model, const std::string& name, const std::string& format, int rows, int cols, nb::handle data) {
+std::span<const std::int32_t> order_argument(const std::optional<AnyArray>& order) {
+    return order ? flat<std::int32_t>(*order, "order") : std::span<const std::int32_t>();
+}
+
+void set_tensor(Model& model, const std::string& name, const std::string& format, int rows, int cols, nb::handle data,
+                const std::optional<AnyArray>& order) {
     const Format encoding = format_argument(format);
     const Bytes bytes(data);
+    const std::span<const std::int32_t> inputs = order_argument(order);
     const nb::gil_scoped_release free_gil;
-    model.set_tensor(name, encoding, rows, cols, bytes.span());
+    model.set_tensor(name, encoding, rows, cols, bytes.span(), inputs);
+}
+
+bool takes_order(Model& model, const std::string& name, const std::string& format,
+                 const std::optional<AnyArray>& order) {
+    return model.takes_order(name, format_argument(format), order_argument(order));
 }
 
 // The logits, or a pair of logits and hidden states if `hidden_rows` is given.
@@ -215,7 +226,8 @@ void bind_model(nb::module_& m) {
              nb::arg("logit_softcap") = 0.0f, nb::arg("threads") = nb::none(), nb::arg("isa") = nb::none(),
              nb::arg("act") = "int8", nb::arg("kv") = "f16")
         .def("set_tensor", &set_tensor, nb::arg("name"), nb::arg("format"), nb::arg("rows"), nb::arg("cols"),
-             nb::arg("data"))
+             nb::arg("data"), nb::arg("order") = nb::none())
+        .def("takes_order", &takes_order, nb::arg("name"), nb::arg("format"), nb::arg("order") = nb::none())
         .def("finish", &Model::finish, nb::call_guard<nb::gil_scoped_release>())
         .def("execute", &execute, nb::arg("cache"), nb::arg("token_ids"), nb::arg("cu_seqlens_q"),
              nb::arg("context_lens"), nb::arg("block_tables"), nb::arg("logit_rows"),

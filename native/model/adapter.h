@@ -18,10 +18,6 @@
 
 namespace nybble {
 
-// Matrices that read the same input share one first factor.
-enum class Site { qkv, o, gate_up, down };
-inline constexpr int kSites = 4;
-
 // One pair of factors as it comes from a file: a[rank][in] and b[out][rank], both in the adapter's encoding.
 struct Factors {
     std::string name;  // attn.q, ffn.down, ...

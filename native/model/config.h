@@ -7,6 +7,10 @@ namespace nybble {
 
 enum class Activation { silu, gelu_tanh };
 
+// The inputs of a layer's matrices. Those that read the same one share its operand, and an adapter's first factor.
+enum class Site { qkv, o, gate_up, down };
+inline constexpr int kSites = 4;
+
 struct LayerConfig {
     int q_heads = 0;
     int kv_heads = 0;

@@ -63,18 +63,19 @@ void Executor::run_layer(Worker& worker, const LayerRun& layer) {
     if (layer.index > 0 && config_.layers[static_cast<std::size_t>(layer.index - 1)].post_norms) {
         pending = &weights_.layers[static_cast<std::size_t>(layer.index - 1)].ffn_post_norm;
     }
-    const Operand qkv_in = layer_operand(Forms().include(w.q, f32).include(w.k, f32).include(w.v, f32));
+    const Operand qkv_in =
+        layer_operand(Forms().include(w.q, f32).include(w.k, f32).include(w.v, f32), w.order(Site::qkv));
     normalise(worker, pending, w.attn_norm, qkv_in, {layer.index, Site::qkv});
     project_qkv(worker, layer, qkv_in);
     rotate_and_store(worker, layer);
-    const Operand o_in = inner_operand(config.q_size(), Forms().include(w.o, f32));
+    const Operand o_in = inner_operand(config.q_size(), Forms().include(w.o, f32), w.order(Site::o));
     attend(worker, layer, o_in);
     multiply_to_stream(worker, o_in, w.o, w.o_bias, config.post_norms, {layer.index, Site::o});
 
-    const Operand ffn_in = layer_operand(Forms().include(w.gate, f32).include(w.up, f32));
+    const Operand ffn_in = layer_operand(Forms().include(w.gate, f32).include(w.up, f32), w.order(Site::gate_up));
     normalise(worker, config.post_norms ? &w.attn_post_norm : nullptr, w.ffn_norm, ffn_in,
               {layer.index, Site::gate_up});
-    const Operand down_in = inner_operand(config.ffn_size, Forms().include(w.down, f32));
+    const Operand down_in = inner_operand(config.ffn_size, Forms().include(w.down, f32), w.order(Site::down));
     feed_forward(worker, layer, ffn_in, down_in);
     multiply_to_stream(worker, down_in, w.down, {}, config.post_norms, {layer.index, Site::down});
 }
@@ -115,7 +116,7 @@ void Executor::normalise(Worker& worker, const Vector* post_norm, const Vector& 
                 kernels_.add(x, row, hidden, x);
             }
             kernels_.rms_norm(x, norm.data(), config_.norm_eps, hidden, row);
-            store_row(row, token, to);
+            store_row(worker, row, token, to);
         }
         if (has_adapters()) multiply_first_factors(site, to, static_cast<int>(begin), static_cast<int>(end));
     });
@@ -170,7 +171,7 @@ void Executor::head(Worker& worker, const Step& step, float* logits, float* hidd
     const auto rows = static_cast<int>(step.logit_rows.size());
     if (rows == 0) return;
     const Operand in = wide_operand(rows, Forms().include(weights_.head(), machine_.act_f32));
-    final_norm(worker, step.logit_rows, [&](int r, const float* row) { store_row(row, r, in); });
+    final_norm(worker, step.logit_rows, [&](int r, const float* row) { store_row(worker, row, r, in); });
     multiply_head(worker, in, logits);
 }
 
@@ -180,7 +181,7 @@ void Executor::project(const float* hidden, int rows, float* logits) {
     pool_.run([&](Worker& worker) {
         worker.parallel_for(rows, grain(worker, rows), [&](std::int64_t begin, std::int64_t end) {
             for (int r = static_cast<int>(begin); r < end; ++r) {
-                store_row(hidden + static_cast<std::ptrdiff_t>(r) * config_.hidden_size, r, in);
+                store_row(worker, hidden + static_cast<std::ptrdiff_t>(r) * config_.hidden_size, r, in);
             }
         });
         multiply_head(worker, in, logits);
@@ -206,17 +207,28 @@ Operand Executor::wide_operand(int tokens, Forms forms) {
 }
 
 // What a layer's products read: adapters want floats.
-Operand Executor::layer_operand(Forms forms) {
+Operand Executor::layer_operand(Forms forms, const InputOrder& order) {
     forms.floats |= has_adapters();
-    return wide_operand(tokens_, forms);
+    Operand operand = wide_operand(tokens_, forms);
+    operand.order = order.data();
+    return operand;
 }
 
-Operand Executor::inner_operand(int width, Forms forms) {
-    return {tokens_, width, forms, scratch_.inner_blocks.acts(), scratch_.inner_floats.data()};
+Operand Executor::inner_operand(int width, Forms forms, const InputOrder& order) {
+    return {tokens_, width, forms, scratch_.inner_blocks.acts(), scratch_.inner_floats.data(), order.data()};
 }
 
-void Executor::store_row(const float* row, int token, const Operand& to) const {
-    if (to.forms.blocks) kernels_.quantize(row, to.k, to.first_block(token), to.stride(token));
+void Executor::quantize_row(Worker& worker, const float* row, int token, const Operand& to) {
+    if (to.order != nullptr) {
+        float* ordered = memory(worker).ordered.data();
+        for (int i = 0; i < to.k; ++i) ordered[i] = row[to.order[i]];
+        row = ordered;
+    }
+    kernels_.quantize(row, to.k, to.first_block(token), to.stride(token));
+}
+
+void Executor::store_row(Worker& worker, const float* row, int token, const Operand& to) {
+    if (to.forms.blocks) quantize_row(worker, row, token, to);
     if (to.forms.floats) std::memcpy(to.row(token), row, static_cast<std::size_t>(to.k) * sizeof(float));
 }
 
@@ -225,7 +237,7 @@ void Executor::finish_rows(Worker& worker, const Operand& operand, SiteRef site)
     if (!operand.forms.blocks && !has_adapters()) return;
     worker.parallel_for(operand.tokens, grain(worker, operand.tokens), [&](std::int64_t begin, std::int64_t end) {
         for (int token = static_cast<int>(begin); token < end && operand.forms.blocks; ++token) {
-            kernels_.quantize(operand.row(token), operand.k, operand.first_block(token), operand.stride(token));
+            quantize_row(worker, operand.row(token), token, operand);
         }
         if (has_adapters()) multiply_first_factors(site, operand, static_cast<int>(begin), static_cast<int>(end));
     });

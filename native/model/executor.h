@@ -87,9 +87,10 @@ private:
     bool has_adapters() const { return !runs_.empty(); }
 
     Operand wide_operand(int tokens, Forms forms);
-    Operand layer_operand(Forms forms);
-    Operand inner_operand(int width, Forms forms);
-    void store_row(const float* row, int token, const Operand& to) const;
+    Operand layer_operand(Forms forms, const InputOrder& order);
+    Operand inner_operand(int width, Forms forms, const InputOrder& order);
+    void store_row(Worker& worker, const float* row, int token, const Operand& to);
+    void quantize_row(Worker& worker, const float* row, int token, const Operand& to);
     void finish_rows(Worker& worker, const Operand& operand, SiteRef site);
     // How many tokens (or other short items) a worker takes at a time.
     std::int64_t grain(const Worker& worker, std::int64_t total) const;

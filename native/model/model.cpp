@@ -18,6 +18,20 @@ void require(bool ok, const std::string& message) {
     if (!ok) throw std::invalid_argument(message);
 }
 
+bool takes_order(const Weights::Slot& slot, Format format, std::span<const std::int32_t> order, bool act_f32) {
+    if (slot.order == nullptr || is_float_format(format)) return order.empty();
+    const InputOrder& site = *slot.order;
+    if (site.settled) return std::equal(order.begin(), order.end(), site.inputs.begin(), site.inputs.end());
+    if (order.empty()) return true;
+    if (act_f32 || order.size() != static_cast<std::size_t>(slot.cols)) return false;
+    std::vector<bool> seen(order.size());
+    for (const std::int32_t input : order) {
+        if (input < 0 || input >= slot.cols || seen[static_cast<std::size_t>(input)]) return false;
+        seen[static_cast<std::size_t>(input)] = true;
+    }
+    return true;
+}
+
 void check_size(int value, const std::string& what) {
     require(value >= 1 && value <= kMaxSize,
             what + " must be between 1 and " + std::to_string(kMaxSize) + ", not " + std::to_string(value));
@@ -65,7 +79,14 @@ Model::Model(ModelConfig config, Isa isa, bool act_f32, int threads, KvType kv_t
       weights_(config_),
       sampler_(kernels_, pool_, config_.vocab_size) {}
 
-void Model::set_tensor(const std::string& name, Format format, int rows, int cols, std::span<const std::uint8_t> data) {
+bool Model::takes_order(const std::string& name, Format format, std::span<const std::int32_t> order) {
+    const std::lock_guard lock(mutex_);
+    const Weights::Slot* slot = weights_.find(name);
+    return slot != nullptr && nybble::takes_order(*slot, format, order, act_f32_);
+}
+
+void Model::set_tensor(const std::string& name, Format format, int rows, int cols, std::span<const std::uint8_t> data,
+                       std::span<const std::int32_t> order) {
     const std::lock_guard lock(mutex_);
     require(!finished(), "tensor " + name + " comes after finish()");
     const Weights::Slot* slot = weights_.find(name);
@@ -80,6 +101,9 @@ void Model::set_tensor(const std::string& name, Format format, int rows, int col
     const std::size_t bytes = row_bytes(format, static_cast<std::size_t>(cols)) * static_cast<std::size_t>(rows);
     require(data.size() == bytes,
             "tensor " + name + " must have " + std::to_string(bytes) + " bytes, not " + std::to_string(data.size()));
+    require(nybble::takes_order(*slot, format, order, act_f32_),
+            "tensor " + name + " cannot have its inputs in this order");
+    if (slot->order != nullptr && !is_float_format(format)) *slot->order = {true, {order.begin(), order.end()}};
     if (slot->matrix != nullptr) {
         *slot->matrix = Matrix::pack(format, rows, cols, data.data(), pool_);
         return;

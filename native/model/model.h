@@ -22,9 +22,16 @@ public:
     // Throws std::invalid_argument if the configuration cannot be run. `isa` must be supported.
     Model(ModelConfig config, Isa isa, bool act_f32, int threads, KvType kv_type);
 
-    // Packs one tensor. `data` holds whole rows in the file's encoding; it is not needed afterwards.
-    // Throws std::invalid_argument if the tensor is unknown, has the wrong shape, or was set before.
-    void set_tensor(const std::string& name, Format format, int rows, int cols, std::span<const std::uint8_t> data);
+    // Packs one tensor. `data` holds whole rows in the file's encoding; it is not needed afterwards. Column i of a
+    // matrix belongs to its input order[i]; an empty order is that of the inputs.
+    // Throws std::invalid_argument if the tensor is unknown, has the wrong shape, was set before, or cannot have such
+    // an order.
+    void set_tensor(const std::string& name, Format format, int rows, int cols, std::span<const std::uint8_t> data,
+                    std::span<const std::int32_t> order);
+
+    // Whether a matrix may have this order of inputs: floats are never put in order, and of the others all that read
+    // one input must agree.
+    bool takes_order(const std::string& name, Format format, std::span<const std::int32_t> order);
 
     // Ends loading. Throws std::invalid_argument if tensors are missing.
     void finish();

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstdint>
 
 #include "kernels/act_block.h"
 #include "model/matrix.h"
@@ -27,6 +28,7 @@ struct Operand {
     Forms forms;
     Acts blocks;
     float* floats = nullptr;
+    const std::int32_t* order = nullptr;  // blocks hold the inputs order[0], order[1], ...; null: as floats do
 
     int k_blocks() const { return k / kBlockInputs; }
     // Distance between two k blocks of a token: the number of tokens in its tile.

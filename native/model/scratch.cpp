@@ -25,6 +25,7 @@ Scratch::Scratch(const ModelConfig& config, const Weights& weights, bool act_f32
     Forms wide;
     wide.include(weights.head(), act_f32);
     std::size_t attention = 0;
+    std::size_t ordered = 0;
     for (std::size_t i = 0; i < config.layers.size(); ++i) {
         const LayerConfig& layer = config.layers[i];
         const LayerWeights& w = weights.layers[i];
@@ -33,6 +34,7 @@ Scratch::Scratch(const ModelConfig& config, const Weights& weights, bool act_f32
             raise_to(widths_.inner_floats, size(width));
             if (Forms().include(*matrix, act_f32).blocks) raise_to(widths_.inner_blocks, size(width) / kBlockInputs);
         }
+        for (const InputOrder& order : w.orders) raise_to(ordered, order.inputs.size());
         raise_to(widths_.qkv, size(layer.qkv_size()));
         if (layer.post_norms) widths_.y = hidden;
         raise_to(attention, attention_scratch_floats(kAttentionMaxTokens * layer.group(), layer.head_dim));
@@ -52,6 +54,7 @@ Scratch::Scratch(const ModelConfig& config, const Weights& weights, bool act_f32
         worker.rows = Buffer<float>(2 * hidden);
         worker.results = Buffer<float>(size(2 * kMaxTaskTokens * kBlockInputs));
         worker.attention = Buffer<float>(attention);
+        worker.ordered = Buffer<float>(ordered);
     }
 }
 

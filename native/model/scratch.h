@@ -16,6 +16,7 @@ struct WorkerScratch {
     Buffer<float> rows;       // [2][hidden]: a token between two operations
     Buffer<float> results;    // [2][kMaxTaskTokens][32]: outputs of a GEMM task
     Buffer<float> attention;  // attention_scratch_floats of the widest layer
+    Buffer<float> ordered;    // a token's inputs in the order of the widest matrix that wants one
 };
 
 struct ActBuffer {

@@ -22,14 +22,14 @@ Weights::Weights(const ModelConfig& config) : layers(config.layers.size()) {
 
 void Weights::expect_layer(const std::string& prefix, const LayerConfig& layer, int hidden, LayerWeights& weights) {
     expect(prefix + "attn_norm", weights.attn_norm, hidden);
-    expect(prefix + "attn.q", weights.q, layer.q_size(), hidden);
-    expect(prefix + "attn.k", weights.k, layer.kv_size(), hidden);
-    expect(prefix + "attn.v", weights.v, layer.kv_size(), hidden);
-    expect(prefix + "attn.o", weights.o, hidden, layer.q_size());
+    expect(prefix + "attn.q", weights.q, layer.q_size(), hidden, &weights.order(Site::qkv));
+    expect(prefix + "attn.k", weights.k, layer.kv_size(), hidden, &weights.order(Site::qkv));
+    expect(prefix + "attn.v", weights.v, layer.kv_size(), hidden, &weights.order(Site::qkv));
+    expect(prefix + "attn.o", weights.o, hidden, layer.q_size(), &weights.order(Site::o));
     expect(prefix + "ffn_norm", weights.ffn_norm, hidden);
-    expect(prefix + "ffn.gate", weights.gate, layer.ffn_size, hidden);
-    expect(prefix + "ffn.up", weights.up, layer.ffn_size, hidden);
-    expect(prefix + "ffn.down", weights.down, hidden, layer.ffn_size);
+    expect(prefix + "ffn.gate", weights.gate, layer.ffn_size, hidden, &weights.order(Site::gate_up));
+    expect(prefix + "ffn.up", weights.up, layer.ffn_size, hidden, &weights.order(Site::gate_up));
+    expect(prefix + "ffn.down", weights.down, hidden, layer.ffn_size, &weights.order(Site::down));
     if (layer.qkv_bias) {
         expect(prefix + "attn.q.bias", weights.q_bias, layer.q_size());
         expect(prefix + "attn.k.bias", weights.k_bias, layer.kv_size());
@@ -46,12 +46,12 @@ void Weights::expect_layer(const std::string& prefix, const LayerConfig& layer, 
     }
 }
 
-void Weights::expect(const std::string& name, Matrix& matrix, int rows, int cols) {
-    slots_[name] = Slot{&matrix, nullptr, rows, cols};
+void Weights::expect(const std::string& name, Matrix& matrix, int rows, int cols, InputOrder* order) {
+    slots_[name] = Slot{&matrix, nullptr, order, rows, cols};
 }
 
 void Weights::expect(const std::string& name, Vector& vector, int size) {
-    slots_[name] = Slot{nullptr, &vector, 1, size};
+    slots_[name] = Slot{nullptr, &vector, nullptr, 1, size};
 }
 
 const Weights::Slot* Weights::find(const std::string& name) const {
@@ -72,6 +72,9 @@ std::size_t Weights::bytes() const {
     for (const auto& [name, slot] : slots_) {
         total += slot.matrix != nullptr ? slot.matrix->bytes() : slot.vector->size() * sizeof(float);
     }
+    for (const LayerWeights& layer : layers) {
+        for (const InputOrder& order : layer.orders) total += order.inputs.size() * sizeof(std::int32_t);
+    }
     return total;
 }
 
@@ -86,6 +89,10 @@ Digest Weights::fingerprint(ThreadPool& pool) const {
             slot.matrix != nullptr ? slot.matrix->group(0) : reinterpret_cast<const std::uint8_t*>(slot.vector->data());
         const std::size_t size = slot.matrix != nullptr ? slot.matrix->bytes() : slot.vector->size() * sizeof(float);
         for (std::size_t at = 0; at < size; at += kPiece) pieces.emplace_back(data + at, std::min(kPiece, size - at));
+        if (slot.order == nullptr || slot.order->inputs.empty()) continue;
+        const std::vector<std::int32_t>& inputs = slot.order->inputs;
+        heads += name + " ordered\n";
+        pieces.emplace_back(reinterpret_cast<const std::uint8_t*>(inputs.data()), inputs.size() * sizeof(std::int32_t));
     }
     std::vector<Digest> digests(pieces.size() + 1);
     digests.back() = digest({reinterpret_cast<const std::uint8_t*>(heads.data()), heads.size()});

@@ -1,6 +1,7 @@
 // All weights of a decoder, under their canonical names.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <map>
@@ -16,10 +17,21 @@ namespace nybble {
 
 using Vector = std::vector<float>;
 
+// In which order the quantised matrices of a site have their inputs; those in floats have them as they are.
+struct InputOrder {
+    bool settled = false;              // by the first of these matrices
+    std::vector<std::int32_t> inputs;  // empty: as they are
+    const std::int32_t* data() const { return inputs.empty() ? nullptr : inputs.data(); }
+};
+
 struct LayerWeights {
+    const InputOrder& order(Site site) const { return orders[static_cast<std::size_t>(site)]; }
+    InputOrder& order(Site site) { return orders[static_cast<std::size_t>(site)]; }
+
     Vector attn_norm, q_norm, k_norm, attn_post_norm, ffn_norm, ffn_post_norm;
     Vector q_bias, k_bias, v_bias, o_bias;
     Matrix q, k, v, o, gate, up, down;
+    std::array<InputOrder, kSites> orders;
 };
 
 class Weights {
@@ -33,6 +45,7 @@ public:
     struct Slot {
         Matrix* matrix = nullptr;
         Vector* vector = nullptr;
+        InputOrder* order = nullptr;  // of a layer's matrix
         int rows = 0;
         int cols = 0;
         bool filled() const { return matrix != nullptr ? !matrix->empty() : !vector->empty(); }
@@ -43,7 +56,7 @@ public:
     // Names of the tensors that have not been set.
     std::vector<std::string> missing() const;
     std::size_t bytes() const;
-    // Of the names, shapes, encodings and packed bytes of all tensors.
+    // Of the names, shapes, encodings, packed bytes and input orders of all tensors.
     Digest fingerprint(ThreadPool& pool) const;
 
     const Matrix& head() const { return head_.empty() ? embed : head_; }
@@ -53,7 +66,7 @@ public:
     std::vector<LayerWeights> layers;
 
 private:
-    void expect(const std::string& name, Matrix& matrix, int rows, int cols);
+    void expect(const std::string& name, Matrix& matrix, int rows, int cols, InputOrder* order = nullptr);
     void expect(const std::string& name, Vector& vector, int size);
     void expect_layer(const std::string& prefix, const LayerConfig& layer, int hidden, LayerWeights& weights);
 

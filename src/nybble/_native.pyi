@@ -87,7 +87,16 @@ class Model:
         act: str = "int8",
         kv: str = "f16",
     ) -> None: ...
-    def set_tensor(self, name: str, format: str, rows: int, cols: int, data: Buffer | npt.NDArray[Any]) -> None: ...
+    def set_tensor(
+        self,
+        name: str,
+        format: str,
+        rows: int,
+        cols: int,
+        data: Buffer | npt.NDArray[Any],
+        order: npt.NDArray[np.int32] | None = None,
+    ) -> None: ...
+    def takes_order(self, name: str, format: str, order: npt.NDArray[np.int32] | None = None) -> bool: ...
     def finish(self) -> None: ...
     @overload
     def execute(

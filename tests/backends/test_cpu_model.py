@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 import reference_decoder
-from native.tiny_models import TinyModel, tiny
+from native.tiny_models import LLAMA, TinyModel, build, tiny
 from nybble.backends.cpu import BadLogitsError, CpuModel, Sampled, SampleRow, Step
 from nybble.checkpoint import Checkpoint, Tensor
 from nybble.core.errors import CheckpointError, ConfigError
 from nybble.core.tokenizer_source import GgufTokenizer
 from nybble.quant.formats import FORMATS
+from nybble.quant.weights import GroupedInt
 
 pytestmark = pytest.mark.unit
 
@@ -257,3 +258,48 @@ def test_refuses_rows_that_do_not_fit(small, fields, message):
 def test_refuses_targets_that_would_be_cut_to_fit(small):
     with pytest.raises(ValueError, match="target_ids must be an array of int32, not int64"):
         small.score(np.zeros((1, 101), np.float32), np.array([2**32]))
+
+
+def act_order_checkpoint(model: TinyModel, other: str) -> RecordingCheckpoint:
+    """The matrices of layer 0 in 4 bits with scattered groups: one order for each input, but another for `other`."""
+    rng = np.random.default_rng(8)
+    of_width: dict[int, np.ndarray] = {}
+    source = checkpoint(model)
+    tensors = dict(source.tensors)
+    for name, tensor in source.tensors.items():
+        if len(tensor.shape) == 1 or not name.startswith("layers.0."):
+            continue
+        rows, cols = tensor.shape
+        fresh = rng.permutation(np.arange(cols, dtype=np.int32) // 32)
+        g_idx = fresh if name.endswith(other) else of_width.setdefault(cols, fresh)
+        codes = rng.integers(0, 16, (rows, cols)).astype(np.uint8)
+        scales = (rng.uniform(0.1, 0.3, (rows, cols // 32)) / np.sqrt(cols)).astype(np.float16)
+        weight = GroupedInt(4, 32, codes, scales, g_idx=g_idx)
+        tensors[name] = replace(tensor, packed=lambda weight=weight: weight)
+    return replace(source, tensors=tensors)
+
+
+@pytest.mark.parametrize(("act", "error"), [("int8", 0.03), ("f32", 2e-3)])
+@pytest.mark.parametrize("other", ["attn.k", "none"])
+def test_scattered_groups_are_served_in_four_bits(other, act, error, monkeypatch):
+    """But a matrix that wants its inputs in another order than its neighbours has 16 bits, and with floats all have."""
+    monkeypatch.setenv("NYBBLE_ACT", act)
+    source = act_order_checkpoint(build(LLAMA, ("F32",)), other)
+    model = CpuModel.load(source, threads=2, context=64)
+    weights = model.memory_bytes
+    model.new_cache(4)
+    tokens = list(range(30))
+    logits = model.execute(prefill(tokens))
+    decoded = {name: tensor.to_float32() for name, tensor in source.tensors.items()}
+    want = reference_decoder.logits(LLAMA, decoded, tiny("llama-f32").ropes, tokens)
+    assert np.sqrt(np.square(logits - want).mean() / np.square(want).mean()) < error
+
+    def stored(name: str, weight: np.ndarray) -> int:
+        if weight.ndim == 1 or not name.startswith("layers.0."):
+            return 4 * weight.size
+        return weight.size * 2 if act == "f32" or name.endswith(other) else weight.size * 20 // 32
+
+    whole = sum(stored(name, weight) for name, weight in decoded.items())
+    orders = 0 if act == "f32" else 4 * (3 * LLAMA.hidden_size + LLAMA.layers[0].ffn_size)
+    padding = 16 * 2 * 4 * LLAMA.hidden_size  # groups of rows that are not full
+    assert whole + orders <= weights <= whole + orders + padding

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -33,9 +33,10 @@ class TinyModel:
     raw: dict[str, tuple[str, tuple[int, ...], bytes]]
     weights: dict[str, Floats]
 
-    def native(self, *, threads: int = 1, isa: str | None = None, act: str = "int8", kv: str = "f16") -> _native.Model:
+    def empty(self, *, threads: int = 1, isa: str | None = None, act: str = "int8", kv: str = "f16") -> _native.Model:
+        """Without its tensors."""
         spec = self.spec
-        model = _native.Model(
+        return _native.Model(
             vocab_size=spec.vocab_size,
             hidden_size=spec.hidden_size,
             norm_eps=spec.norm_eps,
@@ -49,8 +50,13 @@ class TinyModel:
             act=act,
             kv=kv,
         )
+
+    def native(self, orders: Mapping[str, npt.NDArray[np.int32]] | None = None, **options: Any) -> _native.Model:
+        """orders: of the inputs of some matrices. options: those of `empty`."""
+        model = self.empty(**options)
         for name, (fmt, shape, data) in self.raw.items():
-            model.set_tensor(name, fmt, *((1, *shape) if len(shape) == 1 else shape), data)
+            rows = (1, *shape) if len(shape) == 1 else shape
+            model.set_tensor(name, fmt, *rows, data, (orders or {}).get(name))
         model.finish()
         return model
 

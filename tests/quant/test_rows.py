@@ -30,7 +30,8 @@ def codebook(table: Literal["nf4", "fp4"], block: int) -> Codebook4:
 
 
 def both_decoders(weight: PackedWeight) -> tuple[str, np.ndarray]:
-    fmt, data = to_rows(weight)
+    fmt, data, order = to_rows(weight)
+    assert order is None
     assert data.shape == (ROWS, fmt.row_bytes(COLS))
     values = dequantize(fmt, data.tobytes()).reshape(ROWS, COLS)
     np.testing.assert_array_equal(_native.pack_roundtrip(fmt.name, data.tobytes(), ROWS, COLS), values)
@@ -49,15 +50,31 @@ def test_integers_are_exact(bits: int, group: int, name: str) -> None:
         assert (values == weight.decode()).all()
 
 
-def test_whole_rows_and_scattered_groups() -> None:
+def test_whole_rows() -> None:
     weight = grouped(8, COLS)
     found, values = both_decoders(weight)
     assert found == "U8_128"
     assert (values == weight.decode()).all()
-    scattered = grouped(4, 32, g_idx=rng.permutation(np.arange(COLS) // 32).astype(np.int32))
-    found, values = both_decoders(scattered)
+
+
+@pytest.mark.parametrize("zeros", [None, rng.integers(0, 16, (ROWS, COLS // 32))])
+def test_scattered_groups_are_brought_together(zeros: np.ndarray | None) -> None:
+    weight = grouped(4, 32, zeros=zeros, g_idx=rng.permutation(np.arange(COLS) // 32).astype(np.int32))
+    fmt, data, order = to_rows(weight)
+    assert fmt.name == "U4_32"
+    assert order is not None
+    assert order.dtype == np.int32
+    values = dequantize(fmt, data.tobytes()).reshape(ROWS, COLS)
+    np.testing.assert_array_equal(values, weight.decode()[:, order])
+
+
+def test_groups_of_unequal_size_stay_in_16_bits() -> None:
+    g_idx = (np.arange(COLS) // 32).astype(np.int32)
+    g_idx[0] = 1
+    weight = grouped(4, 32, g_idx=g_idx)
+    found, values = both_decoders(weight)
     assert found == "F16"
-    np.testing.assert_allclose(values, scattered.decode(), rtol=2**-11)
+    np.testing.assert_allclose(values, weight.decode(), rtol=2**-11)
 
 
 @pytest.mark.parametrize("block", [64, 128, 256])

@@ -20,7 +20,7 @@ from nybble.core import env
 from nybble.core.errors import CheckpointError, ConfigError
 from nybble.core.rope import inverse_frequencies
 from nybble.core.spec import LayerSpec, ModelSpec
-from nybble.quant.rows import to_rows
+from nybble.quant.rows import float_rows, to_rows
 
 KvType = Literal["f16", "int8"]
 
@@ -289,8 +289,11 @@ def _upload(native: _native.Model, name: str, tensor: Tensor) -> None:
         return
     rows, cols = tensor.shape
     if tensor.packed is not None:
-        fmt, data = to_rows(tensor.packed())
-        native.set_tensor(name, fmt.name, rows, cols, data)
+        weight = tensor.packed()
+        found = to_rows(weight)
+        if not native.takes_order(name, found.format.name, found.order):
+            found = float_rows(weight)  # its neighbours read the same input in another order
+        native.set_tensor(name, found.format.name, rows, cols, found.data, found.order)
         return
     if not tensor.format.has_kernel:
         raise ValueError(f"tensor {name} is encoded as {tensor.format.name}, which nybble cannot multiply yet")
