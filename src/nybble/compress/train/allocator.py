@@ -1,8 +1,8 @@
 """Memory that a training run keeps between its steps.
 
 The C library of Linux gives blocks of more than 32 MB back to the kernel as soon as they are free, and takes them again
-page by page. A step frees and takes all activations and gradients, hundreds of megabytes, and lost a fifth to a third of
-its time there.
+page by page. A step frees and takes all activations and gradients, hundreds of megabytes, and lost a fifth of its time
+there and more.
 """
 
 from __future__ import annotations
