@@ -1,5 +1,5 @@
 // Checks the kernels that are not GEMMs, on every instruction set of this machine: against double-precision references,
-// and for independence from how the work was cut. Build as bench_gemm.cpp says, with this file in its place.
+// and for independence from how the work was cut. tests/native/test_cpp_checks.py builds and runs it.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>

@@ -1,7 +1,6 @@
 // The packed layouts against the file blocks, on random bytes (so with NaN, infinity and subnormal scales as well):
 // unpack_row() gives the bits of dequantize(), and so do the codes and scales that the kernels read, for every
-// instruction set that this test is compiled for. By hand, from native/, with all that this machine has:
-//   g++ -O3 -march=native -std=c++20 -ffp-contract=off -I. tests/test_packed.cpp quant/*.cpp -o test_packed
+// instruction set that this test is compiled for. tests/native/test_cpp_checks.py builds and runs it.
 #include <cmath>
 #include <cstdio>
 #include <cstring>
