@@ -46,6 +46,11 @@ class Row:
     prune: tuple[str, ...] = ()
 
     @property
+    def tokens(self) -> int:
+        """Of the text: a fifth more than are read."""
+        return self.steps * STEP_TOKENS * 6 // 5
+
+    @property
     def before(self) -> str:
         return f"{self.name}-before{self._suffix}"
 
@@ -62,9 +67,9 @@ ROWS = [
     Row("int4", "int4, groups of 32: rounded, trained", 0.4, 100, 1e-4, "int4", GROUP_32),
     Row("int2", "int2, groups of 32: rounded, trained", 0.6, 100, 3e-4, "int2", GROUP_32),
     Row("q2k", "Q2_K: importance matrix, trained", 0.4, 100, 1e-4, "Q2_K"),
-    Row("depth-3", "3 of 30 layers less: pruned, distilled", 0.6, 120, 3e-4, prune=("--drop-layers", "3")),
-    Row("depth-6", "6 of 30 layers less: pruned, distilled", 0.6, 120, 3e-4, prune=("--drop-layers", "6")),
-    Row("ffn-75", "a quarter of the neurons less: pruned, distilled", 0.6, 120, 3e-4, prune=("--ffn-width", "0.75")),
+    Row("depth-3", "3 of 30 layers less: pruned, distilled", 0.6, 700, 1.5e-4, prune=("--drop-layers", "3")),
+    Row("depth-6", "6 of 30 layers less: pruned, distilled", 0.6, 700, 1.5e-4, prune=("--drop-layers", "6")),
+    Row("ffn-75", "a quarter of the neurons less: pruned, distilled", 0.6, 700, 1.5e-4, prune=("--ffn-width", "0.75")),
 ]
 
 
@@ -99,14 +104,13 @@ class Maker:
         return path
 
     def after(self, row: Row) -> None:
-        """The trained file. It reads each token once, and has a fifth more than it reads."""
+        """The trained file."""
         target = self.work / row.after
         if target.exists():
             return
-        tokens = row.steps * STEP_TOKENS * 6 // 5
         common = [
-            "--data", self.work / "self.jsonl", "--tokens", tokens, "--top-k", TOP_K,
-            "--cache", self.work / f"cache-{tokens}", "--steps", row.steps, "--lr", row.rate, "--resume",
+            "--data", self.work / "self.jsonl", "--tokens", row.tokens, "--top-k", TOP_K,
+            "--cache", self.work / f"cache-{row.tokens}", "--steps", row.steps, "--lr", row.rate, "--resume",
         ]  # fmt: skip
         if row.prune:
             self.nybble("distil", self.work / row.before, target, "--teacher", self.reference, *common)
@@ -129,7 +133,8 @@ def own_text(reference: Path, work: Path) -> None:
     from nybble.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(open_checkpoint(reference).tokenizer)
-    texts = [tokenizer.decode(document) for document in write_own_text(reference, 100_000, 0)]
+    tokens = max(row.tokens for row in ROWS)
+    texts = [tokenizer.decode(document) for document in write_own_text(reference, tokens, 0)]
     (work / "self.txt").write_text("\n\n".join(texts), "utf-8")
     (work / "self.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), "utf-8")
 

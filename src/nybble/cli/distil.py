@@ -28,6 +28,14 @@ def distil(
         float | None,
         typer.Option(help="Weight of the hidden-state terms, for students without some layers. Default: 0."),
     ] = None,
+    fit: Annotated[
+        int | None,
+        typer.Option(
+            metavar="TOKENS",
+            help="Fit each layer to the teacher's on so many tokens before training; 0: do not. "
+            "Default: 32768, if STUDENT is the teacher with parts taken out.",
+        ),
+    ] = None,
     top_k: training.TopK = None,
     cache: training.Cache = None,
     batch: training.Batch = None,
@@ -54,6 +62,7 @@ def distil(
         "alpha": alpha,
         "temperature": temperature,
         "hidden": hidden,
+        "fit": fit,
         "top_k": top_k,
         "cache": cache,
         "batch": batch,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from train_helpers import Notes, distil, losses, short
+from train_helpers import Interrupt, Notes, distil, losses, short
 
 from nybble.checkpoint import open_checkpoint
 from nybble.core.errors import ConfigError, OutputError, TrainingError
@@ -54,20 +54,6 @@ def test_the_same_seed_gives_the_same_model(llama: Path, student: Path, text: Pa
     other = distil(student, tmp_path / "c", llama, text, seed=4)
     assert losses(first.log) == losses(second.log) != losses(other.log)
     assert same(tmp_path / "a", tmp_path / "b")
-
-
-class Interrupt:
-    """Stops a run when it begins its n-th update."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, step: int, error: type[BaseException]) -> None:
-        original = loop.Trainer._gradients
-
-        def gradients(trainer: loop.Trainer) -> torch.Tensor:
-            if trainer._step == step:
-                raise error
-            return original(trainer)
-
-        monkeypatch.setattr(loop.Trainer, "_gradients", gradients)
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

@@ -5,10 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
+
 from nybble.compress.distil import DistilOptions, run_distil
 from nybble.compress.methods import Silent
 from nybble.compress.qat import QatOptions, run_qat
 from nybble.compress.stage import StageResult
+from nybble.compress.train import loop
 from nybble.compress.train.log import read_log
 
 
@@ -44,3 +48,17 @@ def qat(source: Path, target: Path, to: str, text: Path, **fields: Any) -> Stage
 def losses(log: Path | None) -> list[float]:
     assert log is not None
     return [float(str(line["loss"])) for line in read_log(log)]
+
+
+class Interrupt:
+    """Stops a run when it begins its n-th update."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, step: int, error: type[BaseException]) -> None:
+        original = loop.Trainer._gradients
+
+        def gradients(trainer: loop.Trainer) -> torch.Tensor:
+            if trainer._step == step:
+                raise error
+            return original(trainer)
+
+        monkeypatch.setattr(loop.Trainer, "_gradients", gradients)

@@ -61,9 +61,13 @@ class TrainableLayer(nn.Module):
                 found[key.replace("/", ".")] = module()
         return found
 
+    def layer(self, rope: Rope) -> Layer:
+        """What computes with the effective weights; those that no transform changes are the parameters themselves."""
+        return self._make(self.spec, self.effective(), self.eps, rope)
+
     def forward(self, x: torch.Tensor, rope: Rope) -> torch.Tensor:
         """x: [batch, tokens, hidden_size]."""
-        return self._make(self.spec, self.effective(), self.eps, rope).forward(x)
+        return self.layer(rope).forward(x)
 
 
 class TrainableDecoder(nn.Module):
@@ -105,7 +109,7 @@ class TrainableDecoder(nn.Module):
         x = F.embedding(token_ids, embed) * spec.embed_scale
         kept = []
         for index, layer in enumerate(self.blocks()):
-            rope = self._rope(layer.spec.rope, token_ids.shape[1], token_ids.device)
+            rope = self.rope(layer.spec.rope, token_ids.shape[1], token_ids.device)
             if self.recompute and torch.is_grad_enabled():
                 x = checkpoint(layer, x, rope, use_reentrant=False)
             else:
@@ -114,6 +118,10 @@ class TrainableDecoder(nn.Module):
                 kept.append(x)
         x = rms_norm(x, self._outer("final_norm"), spec.norm_eps)
         return head(x, embed if spec.tied_head else self._outer("head"), kept)
+
+    def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """[batch, tokens] -> what the first layer reads, [batch, tokens, hidden_size]."""
+        return F.embedding(token_ids, self._outer("embed")) * self.spec.embed_scale
 
     def logits(self, token_ids: torch.Tensor) -> torch.Tensor:
         """[batch, tokens] -> [batch, tokens, vocab_size], float32."""
@@ -145,7 +153,8 @@ class TrainableDecoder(nn.Module):
             weight = self.outer_transforms[name](weight)
         return weight
 
-    def _rope(self, spec: RopeSpec, tokens: int, device: torch.device) -> Rope:
+    def rope(self, spec: RopeSpec, tokens: int, device: torch.device) -> Rope:
+        """The rotary embedding of a layer, for sequences of so many tokens."""
         key = (spec, tokens, device)
         if key not in self._ropes:
             self._ropes[key] = Rope.make(spec, tokens, context=tokens, device=device)

@@ -6,9 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from nybble.backends.torch.trainable import TrainableDecoder
 from nybble.checkpoint import Checkpoint, open_checkpoint
+from nybble.compress.distil.fit import counterparts, fit_layers
 from nybble.compress.distil.task import DistilTask, pairs
 from nybble.compress.distil.teacher import LiveTeacher, Teacher, keep_answers, shared_vocab
 from nybble.compress.methods import Progress, Silent
@@ -38,18 +40,21 @@ from nybble.compress.train.setup import (
     settled,
     stage_result,
 )
-from nybble.compress.train.state import RunFolder
+from nybble.compress.train.state import RunFolder, unfinished
 from nybble.core.errors import ConfigError
 from nybble.families.common import GGUF_NAMES
+
+_FIT_TOKENS = 32768
 
 
 @dataclass(frozen=True, slots=True)
 class DistilOptions(TrainOptions):
     """teacher: a model with the student's tokenizer. alpha, temperature: as in `nybble.distillation_loss`.
 
-    hidden: weight of the hidden-state terms, which pay for pruned layers; 0: none. top_k: keep so many of the teacher's
-    likeliest tokens for each position on the disk and run it once only, in `cache` if that is given, where the next
-    run finds them; None: it runs along.
+    hidden: weight of the hidden-state terms; 0: none. top_k: keep so many of the teacher's likeliest tokens for each
+    position on the disk and run it once only, in `cache` if that is given, where the next run finds them; None: it runs
+    along. fit: on so many tokens each layer is fitted to the teacher's before training (`fit_layers`); 0: none; None:
+    32768, if the student is the teacher with parts taken out.
     """
 
     teacher: Path | None = None
@@ -58,6 +63,7 @@ class DistilOptions(TrainOptions):
     hidden: float = 0.0
     top_k: int | None = None
     cache: Path | None = None
+    fit: int | None = None
 
     def __post_init__(self) -> None:
         TrainOptions.__post_init__(self)
@@ -69,6 +75,8 @@ class DistilOptions(TrainOptions):
             raise ConfigError(f"hidden must be from 0 to 10000, not {self.hidden:g}")
         if self.top_k is not None and not 1 <= self.top_k <= 4096:
             raise ConfigError(f"top_k must be 1 to 4096, not {self.top_k}")
+        if self.fit is not None and not 0 <= self.fit <= 1 << 24:
+            raise ConfigError(f"fit must be 0 to {1 << 24} tokens, not {self.fit}")
         if self.cache is not None and self.top_k is None:
             raise ConfigError("cache keeps the teacher's top_k tokens: give top_k too")
         if self.top_k is not None and self.hidden:
@@ -115,16 +123,35 @@ class _Distillation:
         self._model = open_train_model(src, dst)
         self._teacher = open_checkpoint(options.teacher)
         self._vocab = shared_vocab(self._model.checkpoint, self._teacher)
+        self._counterparts = counterparts(self._model.checkpoint, self._teacher)
+        self._fit_tokens = self._tokens_to_fit()
         if options.hidden and self._teacher.spec.hidden_size != self._model.checkpoint.spec.hidden_size:
             raise ConfigError(
                 f"hidden compares states of {self._model.checkpoint.spec.hidden_size} and "
                 f"{self._teacher.spec.hidden_size} numbers, which differ in meaning too: leave it out"
             )
 
+    def _tokens_to_fit(self) -> int:
+        """Raises ConfigError if layers cannot be fitted, and that was asked for."""
+        asked = self._options.fit
+        why = ""
+        if self._counterparts is None:
+            why = "needs a student that is the teacher with layers, neurons or heads taken out, not trained since"
+        elif any(layer.post_norms for layer in self._model.checkpoint.spec.layers):
+            why = f"has no closed form for {self._teacher.spec.family}, which has norms behind its linears"
+        elif self._group.size > 1:
+            why = "computes in one process: leave it out with torchrun, or fit first with --steps 1"
+        if why and asked:
+            raise ConfigError(f"fit {why}")
+        if why:
+            return 0
+        return _FIT_TOKENS if asked is None else asked
+
     def run(self, resume: bool, sampler: Sampler | None) -> StageResult:
         options, group = self._options, self._group
         data = load_data(self._teacher, options, group, sampler, self._progress)
         said = [str(options.teacher), options.alpha, options.temperature, options.hidden, options.top_k]
+        said.append(self._fit_tokens)
         about = identity("distil", self._src, said, options, data, group.size)
         if not group.leads:
             trained, model = self._train(data, None)
@@ -144,6 +171,7 @@ class _Distillation:
         theirs: tuple[int, ...] = ()
         if options.hidden:
             ours, theirs = pairs(len(self._model.checkpoint.spec.layers), len(self._teacher.spec.layers))
+            theirs = self._counterparts or theirs
         teacher = None
         if options.alpha > 0 or options.hidden:
             teacher = teacher_of(
@@ -161,6 +189,8 @@ class _Distillation:
             )
         model = TrainableDecoder(self._model.checkpoint.spec, self._model.weights(), recompute=options.recompute)
         group.shard(model)
+        if self._fit_tokens and (folder is None or unfinished(folder.path) is None):
+            self._fit(model, teacher, data)
         task = DistilTask(
             model,
             teacher,
@@ -170,6 +200,18 @@ class _Distillation:
             keep=ours,
         )
         return Trainer(task, data, options, folder, group, self._progress).run(), model
+
+    def _fit(self, model: TrainableDecoder, teacher: Teacher | None, data: Sequences) -> None:
+        assert self._counterparts is not None
+        rows = -(-self._fit_tokens // (data.token_ids.shape[1] - 1))
+        token_ids = torch.from_numpy(data.token_ids[:rows, :-1]).to(self._group.device)
+        running = teacher.model if isinstance(teacher, LiveTeacher) else _decoder(self._teacher, self._group)
+        with torch.autocast(self._group.device.type, torch.bfloat16, enabled=bool(self._options.bf16)):
+            found = fit_layers(model, running, self._counterparts, token_ids)
+        self._progress.note(
+            f"layers fitted to the teacher's on {token_ids.numel()} tokens: error of the hidden states "
+            f"{found.before:.4f} before, {found.after:.4f} after"
+        )
 
 
 def teacher_of(
