@@ -104,6 +104,8 @@ def test_training_begins_lower(teacher: Path, text: Path, tmp_path: Path, option
     fitted = distil(student, tmp_path / "fitted", teacher, text, progress=notes)
     assert losses(fitted.log)[0] < 0.9 * losses(plain.log)[0]
     assert any("layers fitted to the teacher's on" in note for note in notes.notes)
+    narrow = distil(student, tmp_path / "narrow", teacher, text, bf16=True)
+    assert losses(narrow.log)[0] == pytest.approx(losses(fitted.log)[0], rel=0.05)
     kept = distil(student, tmp_path / "kept", teacher, text, top_k=4096)  # the teacher's words are on the disk
     assert losses(kept.log)[0] == pytest.approx(losses(fitted.log)[0], rel=1e-3)
 

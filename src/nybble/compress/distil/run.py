@@ -206,7 +206,9 @@ class _Distillation:
         rows = -(-self._fit_tokens // (data.token_ids.shape[1] - 1))
         token_ids = torch.from_numpy(data.token_ids[:rows, :-1]).to(self._group.device)
         running = teacher.model if isinstance(teacher, LiveTeacher) else _decoder(self._teacher, self._group)
-        with torch.autocast(self._group.device.type, torch.bfloat16, enabled=bool(self._options.bf16)):
+        kind = self._group.device.type
+        # The cache would go on multiplying by what weights were before they were fitted.
+        with torch.autocast(kind, torch.bfloat16, enabled=bool(self._options.bf16), cache_enabled=False):
             found = fit_layers(model, running, self._counterparts, token_ids)
         self._progress.note(
             f"layers fitted to the teacher's on {token_ids.numel()} tokens: error of the hidden states "
