@@ -90,6 +90,6 @@ class OutputFile:
     def _failed(self, error: OSError) -> OutputError:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return OutputError(f"{self.path} does not fit on the disk after {self.at / 1e6:.0f} MB: make room")
-        if error.errno == errno.ENOENT:
+        if error.errno == errno.ENOENT and not self.path.parent.is_dir():
             return OutputError(f"{self.path} cannot be written: the folder {self.path.parent} does not exist")
         return OutputError(f"{self.path} cannot be written: {error.strerror or error}")

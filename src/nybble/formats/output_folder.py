@@ -75,7 +75,7 @@ class WorkFolder:
     def _failed(self, error: OSError) -> OutputError:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return OutputError(f"{self.target} does not fit on the disk: make room")
-        if error.errno == errno.ENOENT:
+        if error.errno == errno.ENOENT and not self.target.parent.is_dir():
             return OutputError(f"{self.target} cannot be written: the folder {self.target.parent} does not exist")
         return OutputError(f"{self.target} cannot be written: {error.strerror or error}")
 
