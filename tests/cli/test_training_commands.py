@@ -11,6 +11,8 @@ import pytest
 
 from models import make_tiny
 from nybble.checkpoint import open_checkpoint
+from nybble.compress.calibration.text import read_texts
+from nybble.core.errors import ConfigError
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -91,3 +93,28 @@ def test_unfinished_work_is_not_lost_by_mistake(folder: Path, text: Path, tmp_pa
     done = nybble("distil", folder, tmp_path / "out", "--teacher", folder, "--data", text, "--force", *SHORT)
     assert done.returncode == 0, done.stderr
     assert not work.exists()
+
+
+def test_a_model_writes_the_text_that_it_is_calibrated_on(folder: Path, tmp_path: Path) -> None:
+    few = ("--calibrate", "self", "--calibration-samples", 4, "--calibration-tokens", 32, "--threads", 1)
+    written = []
+    for name in ("a", "b"):
+        done = nybble("quantize", folder, tmp_path / name, "--to", "gptq-4bit", "--group-size", 32, *few)
+        assert done.returncode == 0, done.stderr
+        assert "calibrated on 4 x 32 tokens of text that the model wrote" in done.stderr
+        written.append((tmp_path / name / "model.safetensors").read_bytes())
+    assert written[0] == written[1]
+    done = nybble("prune", folder, tmp_path / "c", "--method", "wanda", "--amount", 0.5, *few)
+    assert done.returncode == 0, done.stderr
+    assert "writes 144 tokens" in done.stderr and "calibrated on 4 x 32 tokens of" in done.stderr
+
+
+def test_no_text_is_written_where_none_is_read(folder: Path, tmp_path: Path) -> None:
+    done = nybble("quantize", folder, tmp_path / "out", "--to", "nf4", "--calibrate", "self")
+    assert done.returncode == 2
+    assert done.stderr == "error: --calibrate does not go with --to nf4\n"
+    dry = nybble("quantize", folder, tmp_path / "out", "--to", "gptq-4bit", "--calibrate", "self", "--dry-run")
+    assert dry.returncode == 0, dry.stderr
+    assert "writes" not in dry.stderr
+    with pytest.raises(ConfigError, match="the commands quantize and prune have the model write its text"):
+        read_texts("self", 100)

@@ -1,4 +1,4 @@
-"""Text that a model writes by itself, to train a smaller one where no text can be had: `--data self`."""
+"""Text that a model writes by itself, where no text can be had that is like what it knows: `--data self` and such."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from pathlib import Path
 from nybble.checkpoint import open_checkpoint
 from nybble.cli.options import announce
 from nybble.compress.on_load import quantised
+from nybble.compress.safetensors.options import DEFAULT_SAMPLES, DEFAULT_TOKENS
 from nybble.core.errors import ConfigError
 from nybble.core.sampling import SamplingParams
 from nybble.engine.load import LoadedModel, load_model
 from nybble.engine.scheduler import blocks_for
+from nybble.tokenizer import load_tokenizer
 
 _AT_ONCE = 48  # documents
 _LENGTH = 256  # tokens of one, at most
@@ -28,12 +30,23 @@ def write_own_text(model: Path, num_tokens: int, seed: int) -> list[list[int]]:
         CheckpointError, TokenizerError, OutputError: the model cannot be read, or not be made smaller for this.
         ConfigError: there is no memory for it, or it writes nothing.
     """
-    announce(f"{model.name} writes {num_tokens} tokens to train with")
+    announce(f"{model.name} writes {num_tokens} tokens to learn from")
     tensors = open_checkpoint(model).tensors.values()
     wide = all(tensor.packed is None and tensor.format.name in ("F32", "F16", "BF16") for tensor in tensors)
     with quantised(model, "Q8_0" if wide else None) as weights:
         loaded = load_model(weights, context=_LENGTH + 16)
     return _documents(loaded, num_tokens, random.Random(seed), str(model))
+
+
+def calibration_texts(model: Path, samples: int | None, tokens: int | None) -> tuple[str, ...]:
+    """Texts that the model writes, enough for so many samples of so many tokens: for `--calibrate self`.
+
+    The same each time, so that an interrupted run goes on with what it began with. Raises as `write_own_text`.
+    """
+    wanted = (samples or DEFAULT_SAMPLES) * (tokens or DEFAULT_TOKENS)
+    documents = write_own_text(model, wanted + wanted // 8, 0)  # texts may be cut into fewer tokens than they were
+    tokenizer = load_tokenizer(open_checkpoint(model).tokenizer)
+    return tuple(tokenizer.decode(document) for document in documents)
 
 
 def _documents(loaded: LoadedModel, num_tokens: int, draw: random.Random, name: str) -> list[list[int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.util
 import time
@@ -12,7 +13,9 @@ from typing import Annotated, Any
 import typer
 
 from nybble.cli.options import ThreadsOption, local_path
+from nybble.cli.own_text import calibration_texts
 from nybble.cli.progress import Bar
+from nybble.compress.calibration.text import SELF
 from nybble.compress.stage import parse_options
 from nybble.core.errors import ConfigError
 
@@ -53,7 +56,8 @@ def prune(
     calibrate: Annotated[
         str | None,
         typer.Option(
-            metavar="TEXT|DATASET", help="Text to look at: a file or a `datasets` name. Default: Python's docs."
+            metavar="TEXT|DATASET|self",
+            help="Text to look at: a file, a `datasets` name, or self, which the model writes. Default: Python's docs.",
         ),
     ] = None,
     calibration_samples: Annotated[int | None, typer.Option(min=1, help="How many samples of it.")] = None,
@@ -94,6 +98,9 @@ def prune(
         _show_prediction(run.predict(path, target, options), target)
         return
     began = time.perf_counter()
+    if options.calibrate == SELF:
+        texts = calibration_texts(path, calibration_samples, calibration_tokens)
+        options = dataclasses.replace(options, calibrate=texts)
     with Bar() as progress:
         result = run.run_prune(path, target, options, progress=progress, resume=resume, force=force)
     figures = result.figures

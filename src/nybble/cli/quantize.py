@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -11,8 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from nybble.cli.options import ThreadsOption, local_path
+from nybble.cli.own_text import calibration_texts
 from nybble.cli.progress import Bar
 from nybble.compress import table
+from nybble.compress.calibration.text import SELF
 from nybble.compress.methods import QuantizeReport, QuantizeRequest, find, names
 from nybble.core.errors import ConfigError
 
@@ -31,8 +34,9 @@ def quantize(
     calibrate: Annotated[
         str | None,
         typer.Option(
-            metavar="TEXT|DATASET",
-            help="Text that gptq, awq and int types look at: a file or a `datasets` name. Default: Python's own docs.",
+            metavar="TEXT|DATASET|self",
+            help="Text that gptq, awq and int types look at: a file, a `datasets` name, or self, which the model "
+            "writes. Default: Python's own docs.",
         ),
     ] = None,
     calibration_samples: Annotated[int | None, typer.Option(min=1, help="How many samples of it.")] = None,
@@ -64,8 +68,9 @@ def quantize(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be written.")] = False,
 ) -> None:
     path = local_path(source)
+    own = partial(calibration_texts, path, calibration_samples, calibration_tokens)
     options = {
-        "calibrate": calibrate,
+        "calibrate": own if calibrate == SELF else calibrate,
         "calibration_samples": calibration_samples,
         "calibration_tokens": calibration_tokens,
         "group_size": group_size,

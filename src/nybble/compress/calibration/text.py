@@ -17,6 +17,8 @@ from typing import Any, cast
 from nybble.core.errors import ConfigError
 
 DEFAULT_NAME = "Python's documentation and standard library"
+OWN_NAME = "text that the model wrote"
+SELF = "self"  # how users ask for that
 # Modules with much prose in them, and some of plain code; all have been there for many versions.
 _MODULES = (
     "argparse", "ast", "asyncio/tasks", "bisect", "calendar", "collections/__init__", "concurrent/futures/_base",
@@ -32,7 +34,8 @@ _MAX_DATASET_ROWS = 20_000
 def read_texts(source: object, num_chars: int) -> tuple[list[str], str]:
     """Texts of together about `num_chars` characters where there are as many, and what to call them.
 
-    source: None for the default, a path, the name of a `datasets` data set, or texts.
+    source: None for the default, a path, the name of a `datasets` data set, texts, or a function that has the model
+    write some, which is called here.
 
     Raises ConfigError if there is no such thing, or it cannot be read.
     """
@@ -42,6 +45,12 @@ def read_texts(source: object, num_chars: int) -> tuple[list[str], str]:
         if not source or not all(isinstance(text, str) for text in source):
             raise ConfigError("texts to calibrate with must be a list of strings, with at least one")
         return list(source), f"{len(source)} given texts"
+    if callable(source):
+        return list(source()), OWN_NAME
+    if source == SELF:
+        raise ConfigError(
+            "--calibrate self: the commands quantize and prune have the model write its text; elsewhere give texts"
+        )
     path = Path(str(source))
     if path.is_file():
         return [_read_file(path)], path.name

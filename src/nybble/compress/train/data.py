@@ -15,11 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from nybble.checkpoint import Checkpoint
-from nybble.compress.calibration.text import read_texts
+from nybble.compress.calibration.text import SELF, read_texts
 from nybble.core.errors import ConfigError
 from nybble.tokenizer import load_tokenizer
 
-SELF = "self"
 _CHARS_PER_TOKEN = 6
 
 # Writes documents of together about so many tokens with the model at a path: (model, num_tokens, seed) -> token ids.
