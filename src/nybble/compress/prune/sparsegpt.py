@@ -12,7 +12,7 @@ from nybble.compress.gptq.algorithm import inverse_factor, output_error
 from nybble.compress.prune.masks import NM, lowest_removed, nm_mask, num_pruned
 
 _BLOCK = 128  # columns that are chosen, and whose mutual updates are done, at once
-DAMP_PERCENT = 0.25
+DAMP_PERCENT = 0.01
 
 
 def sparse_factor(hessian: torch.Tensor) -> tuple[torch.Tensor | None, float]:
