@@ -26,6 +26,7 @@ from typing import Any
 
 NYBBLE = [sys.executable, "-c", "from nybble.cli.app import main; main()"]
 CALIBRATION = ["--calibration-samples", "64", "--calibration-tokens", "512"]
+OWN = ["--calibrate", "self", *CALIBRATION]
 BARE = ["--compensate", "none"]
 ROUNDS = 5
 NEW_TOKENS = 32
@@ -44,7 +45,7 @@ class Row:
 
 
 def zeros() -> list[Row]:
-    """Every method at 30 %, 50 % and 2:4."""
+    """Every method at 30 %, 50 % and 2:4; half of the weights also with text that the model wrote."""
     found = []
     for label, words, share in (
         ("30", "30 %", ("--amount", "0.3")), ("50", "50 %", ("--amount", "0.5")), ("24", "2:4", ("--nm", "2:4")),
@@ -52,6 +53,9 @@ def zeros() -> list[Row]:
         for method in ("magnitude", "wanda", "sparsegpt"):
             more = () if method == "magnitude" else tuple(CALIBRATION)
             found.append(Row(f"{method}-{label}", f"{method}, {words} zeros", ("--method", method, *share, *more)))
+            if method != "magnitude" and label == "50":
+                options = ("--method", method, *share, *OWN)
+                found.append(Row(f"{method}-{label}-own", f"{method}, {words} zeros, own text", options))
     return found
 
 
@@ -115,7 +119,8 @@ def markdown(document: Document) -> str:
         f"{conditions['windows']} windows of {conditions['ctx']} tokens, {conditions['scored_tokens']} tokens scored; "
         f"activations in {conditions['activations']}. The reference has a perplexity of "
         f"{bounds(reference['quality']['perplexity'], 2)}. In brackets: 95 % intervals. Nothing was trained. "
-        "`bench/prune_table.py` writes this page; calibration is described there.", "",
+        "Calibrated on Python's documentation and source, or on the model's own text where the row says so. "
+        "`bench/prune_table.py` writes this page.", "",
         "| pruned | MB | perplexity | KL mean | same top |", "|---|---|---|---|---|",
     ]  # fmt: skip
     for row in ROWS:
