@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +16,6 @@ from nybble.checkpoint import Checkpoint
 from nybble.compress.calibration.text import SELF
 from nybble.compress.methods import Progress
 from nybble.compress.stage import StageResult
-from nybble.compress.train.allocator import freed_memory_kept
 from nybble.compress.train.data import Sampler, Sequences, load_sequences
 from nybble.compress.train.group import Group
 from nybble.compress.train.log import read_log
@@ -36,12 +36,16 @@ LOG_NAME = "train.jsonl"
 
 @contextmanager
 def computing(threads: int | None) -> Iterator[None]:
-    """As long as the block lasts torch has so many threads, None: as many as it had, and keeps the memory it frees."""
+    """As long as the block lasts torch has so many threads, None: as many as it had.
+
+    Large tensors are backed by huge pages from now on, if torch has made none so far: a step frees and takes all
+    activations and gradients, and loses a tenth of its time to having them handed over page by page.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:
-        with freed_memory_kept():
-            yield
+        yield
     finally:
         torch.set_num_threads(before)
 
