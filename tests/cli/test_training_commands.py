@@ -106,7 +106,10 @@ def test_a_model_writes_the_text_that_it_is_calibrated_on(folder: Path, tmp_path
     assert written[0] == written[1]
     done = nybble("prune", folder, tmp_path / "c", "--method", "wanda", "--amount", 0.5, *few)
     assert done.returncode == 0, done.stderr
-    assert "writes 144 tokens" in done.stderr and "calibrated on 4 x 32 tokens of" in done.stderr
+    assert "calibrated on 4 x 32 tokens of text that the model wrote" in done.stderr
+    again = nybble("prune", folder, tmp_path / "c", "--method", "wanda", "--amount", 0.5, *few)
+    assert again.returncode == 2 and "exists already" in again.stderr
+    assert "writes 144 tokens" not in again.stderr
 
 
 def test_no_text_is_written_where_none_is_read(folder: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass
 from pathlib import Path
 
 from nybble.checkpoint import open_checkpoint
@@ -38,15 +39,23 @@ def write_own_text(model: Path, num_tokens: int, seed: int) -> list[list[int]]:
     return _documents(loaded, num_tokens, random.Random(seed), str(model))
 
 
-def calibration_texts(model: Path, samples: int | None, tokens: int | None) -> tuple[str, ...]:
-    """Texts that the model writes, enough for so many samples of so many tokens: for `--calibrate self`.
+@dataclass(frozen=True)
+class OwnText:
+    """Texts that a model writes when they are asked for, enough for so many samples of so many tokens.
 
-    The same each time, so that an interrupted run goes on with what it began with. Raises as `write_own_text`.
+    The same each time, so that an interrupted run goes on with what it began with.
     """
-    wanted = (samples or DEFAULT_SAMPLES) * (tokens or DEFAULT_TOKENS)
-    documents = write_own_text(model, wanted + wanted // 8, 0)  # texts may be cut into fewer tokens than they were
-    tokenizer = load_tokenizer(open_checkpoint(model).tokenizer)
-    return tuple(tokenizer.decode(document) for document in documents)
+
+    model: Path
+    samples: int | None
+    tokens: int | None
+
+    def __call__(self) -> list[str]:
+        """Raises as `write_own_text`."""
+        wanted = (self.samples or DEFAULT_SAMPLES) * (self.tokens or DEFAULT_TOKENS)
+        documents = write_own_text(self.model, wanted + wanted // 8, 0)  # texts may be cut into fewer tokens
+        tokenizer = load_tokenizer(open_checkpoint(self.model).tokenizer)
+        return [tokenizer.decode(document) for document in documents]
 
 
 def _documents(loaded: LoadedModel, num_tokens: int, draw: random.Random, name: str) -> list[list[int]]:

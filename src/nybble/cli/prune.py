@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from nybble.cli.options import ThreadsOption, local_path
-from nybble.cli.own_text import calibration_texts
+from nybble.cli.own_text import OwnText
 from nybble.cli.progress import Bar
 from nybble.compress.calibration.text import SELF
 from nybble.compress.stage import parse_options
@@ -99,8 +99,7 @@ def prune(
         return
     began = time.perf_counter()
     if options.calibrate == SELF:
-        texts = calibration_texts(path, calibration_samples, calibration_tokens)
-        options = dataclasses.replace(options, calibrate=texts)
+        options = dataclasses.replace(options, calibrate=OwnText(path, calibration_samples, calibration_tokens))
     with Bar() as progress:
         result = run.run_prune(path, target, options, progress=progress, resume=resume, force=force)
     figures = result.figures

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nybble.cli.options import ThreadsOption, local_path
-from nybble.cli.own_text import calibration_texts
+from nybble.cli.own_text import OwnText
 from nybble.cli.progress import Bar
 from nybble.compress import table
 from nybble.compress.calibration.text import SELF
@@ -68,7 +67,7 @@ def quantize(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be written.")] = False,
 ) -> None:
     path = local_path(source)
-    own = partial(calibration_texts, path, calibration_samples, calibration_tokens)
+    own = OwnText(path, calibration_samples, calibration_tokens)
     options = {
         "calibrate": own if calibrate == SELF else calibrate,
         "calibration_samples": calibration_samples,

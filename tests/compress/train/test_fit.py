@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -47,8 +48,8 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def pruned(teacher: Path, target: Path, text: Path, **options: object) -> Path:
-    run_prune(teacher, target, PruneOptions(calibrate=str(text), **options), progress=Silent(), resume=False)  # type: ignore[arg-type]
+def pruned(teacher: Path, target: Path, text: Path, **options: Any) -> Path:
+    run_prune(teacher, target, PruneOptions(calibrate=str(text), **options), progress=Silent(), resume=False)
     return target
 
 
@@ -131,6 +132,10 @@ def test_what_cannot_be_fitted(teacher: Path, llama: Path, text: Path, tmp_path:
     gemma = make_tiny("gemma3", tmp_path / "gemma")
     with pytest.raises(ConfigError, match="fit has no closed form for gemma3"):
         distil(gemma, tmp_path / "out", gemma, text, fit=1000)
+    unasked = Notes()
+    shallow = pruned(teacher, tmp_path / "shallow", text, drop_layers=2)
+    distil(shallow, tmp_path / "labels", teacher, text, alpha=0.0, progress=unasked)  # the teacher has no say there
+    assert not any("fitted" in note for note in unasked.notes)
     with pytest.raises(ConfigError, match="fit must be 0 to"):
         distil(llama, tmp_path / "out", llama, text, fit=-1)
     notes = Notes()

@@ -54,7 +54,7 @@ class DistilOptions(TrainOptions):
     hidden: weight of the hidden-state terms; 0: none. top_k: keep so many of the teacher's likeliest tokens for each
     position on the disk and run it once only, in `cache` if that is given, where the next run finds them; None: it runs
     along. fit: on so many tokens each layer is fitted to the teacher's before training (`fit_layers`); 0: none; None:
-    32768, if the student is the teacher with parts taken out.
+    32768, if the student is the teacher with parts taken out, and alpha or hidden lets the teacher teach.
     """
 
     teacher: Path | None = None
@@ -143,7 +143,7 @@ class _Distillation:
             why = "computes in one process: leave it out with torchrun, or fit first with --steps 1"
         if why and asked:
             raise ConfigError(f"fit {why}")
-        if why:
+        if why or (asked is None and not self._options.alpha and not self._options.hidden):
             return 0
         return _FIT_TOKENS if asked is None else asked
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -38,10 +38,8 @@ class PruneOptions:
     "refit" fits what is left to the old outputs, "bias" only keeps their mean (attention only, where the format has
     room for it), "none" does neither. round_to: neurons of a layer are a multiple of it.
 
-    calibrate: a text file or the name of a data set; default: Python's own documentation. calibration_samples windows
-    of calibration_tokens tokens. threads: to compute with.
-
-    Raises ConfigError for options that do not go together or are out of range.
+    calibrate: a text file, the name of a data set, texts, or a function that gives some; default: Python's own
+    documentation. calibration_samples windows of calibration_tokens tokens. threads: to compute with.
     """
 
     method: Literal["magnitude", "wanda", "sparsegpt"] | None = None
@@ -55,7 +53,7 @@ class PruneOptions:
     kv_groups: float | None = None
     compensate: Literal["refit", "bias", "none"] | None = None
     round_to: int | None = None
-    calibrate: str | tuple[str, ...] | None = None
+    calibrate: str | tuple[str, ...] | Callable[[], Sequence[str]] | None = None
     calibration_samples: int | None = None
     calibration_tokens: int | None = None
     threads: int | None = None

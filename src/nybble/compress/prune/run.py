@@ -101,7 +101,6 @@ def run_prune(
     expected = expected_spec(model, options)
     if expected is not None:
         check_sayable(model, expected, list(range(len(expected.layers))), is_file=is_file)
-    plan: dict[str, object] = {**walk.plan(), "source": _identity(src), "options": str(options), "version": _VERSION}
     work = partial(dst)
     if not resume and work.exists():
         if LayerFiles(work).num_done() and not force:
@@ -109,6 +108,7 @@ def run_prune(
                 f"{work} holds unfinished layers of an earlier run: go on with --resume, or start again with --force"
             )
         shutil.rmtree(work)
+    plan: dict[str, object] = {**walk.plan(), "source": _identity(src), "options": str(options), "version": _VERSION}
     threads = torch.get_num_threads()
     torch.set_num_threads(options.threads or threads)
     try:
