@@ -72,29 +72,62 @@ def test_layers_are_found_by_their_norms(teacher: Path, llama: Path, text: Path,
     assert counterparts(open_checkpoint(tmp_path / "trained"), known) is None
 
 
+def inputs_of(student: TrainableDecoder, token_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of the first layer: the residual stream after attention, and what `attn.o` and `ffn.down` read."""
+    layer = student.blocks()[0].layer(student.rope(student.spec.layers[0].rope, token_ids.shape[1], token_ids.device))
+    x = student.embed(token_ids)
+    attended = layer.attention_mix(layer.attention_input(x))
+    x = layer.add_attention(x, attended)
+    return x, attended, layer.ffn_mix(layer.ffn_input(x))
+
+
+def least_squares(
+    read: torch.Tensor, wanted: torch.Tensor, scale: torch.Tensor, old: torch.Tensor
+) -> tuple[torch.Tensor, float, float]:
+    """The weight by a solver that knows nothing of normal equations, and the mean error with the old and with it."""
+    a, h = (read * scale).flatten(0, 1).double(), (wanted * scale).flatten(0, 1).double()
+    old = old.double()
+    ridge = (_RIDGE * a.square().sum(0).mean()).sqrt()
+    rows = torch.cat([a, ridge * torch.eye(a.shape[1])]), torch.cat([h, ridge * old.T])
+    best = torch.linalg.lstsq(*rows).solution.T
+    before, after = (float((h - a @ weight.T).square().mean()) for weight in (old, best))
+    return best, before, after
+
+
+@torch.no_grad()
 def test_the_fit_is_the_least_square(teacher: Path, text: Path, tmp_path: Path) -> None:
-    """Of the only layer that is left of five, against a solver that knows nothing of normal equations."""
+    """Of the only layer that is left of five, where another `attn.o` makes it worse and is not kept."""
     student = decoder(pruned(teacher, tmp_path / "student", text, drop_layers=4))
     wanted, token_ids = decoder(teacher), tokens()
-    (module,) = student.blocks()
-    layer = module.layer(student.rope(module.spec.rope, token_ids.shape[1], token_ids.device))
-    with torch.no_grad():
-        x = student.embed(token_ids)
-        x = layer.add_attention(x, layer.attention_mix(layer.attention_input(x)))
-        mixed = layer.ffn_mix(layer.ffn_input(x))
-        target: torch.Tensor = wanted(token_ids, lambda x, weight, kept: kept[0], (4,))
-        scale = target.square().mean(-1, keepdim=True).rsqrt()
-        a, h = (mixed * scale).flatten(0, 1).double(), ((target - x) * scale).flatten(0, 1).double()
-        down = layer.weights["ffn.down"].double()
-        ridge = (_RIDGE * a.square().sum(0).mean()).sqrt()
-        rows = torch.cat([a, ridge * torch.eye(a.shape[1])]), torch.cat([h, ridge * down.T])
-        best = torch.linalg.lstsq(*rows).solution.T
-    before, after = (float((h - a @ weight.T).square().mean()) for weight in (down, best))
+    weights = student.blocks()[0].effective()
+    out = weights["attn.o"].clone()
+    x, _, mixed = inputs_of(student, token_ids)
+    target: torch.Tensor = wanted(token_ids, lambda x, weight, kept: kept[0], (4,))
+    scale = target.square().mean(-1, keepdim=True).rsqrt()
+    best, before, after = least_squares(mixed, target - x, scale, weights["ffn.down"])
     found = fit_layers(student, wanted, (4,), token_ids)
-    torch.testing.assert_close(layer.weights["ffn.down"].double(), best, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(weights["ffn.down"].double(), best, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(weights["attn.o"], out, rtol=0, atol=0)
     assert found.before == pytest.approx(before, rel=1e-4)
     assert found.after == pytest.approx(after, rel=1e-3)
     assert after < before
+
+
+@torch.no_grad()
+def test_attention_is_fitted_where_that_helps(teacher: Path, text: Path, tmp_path: Path) -> None:
+    """Exactly, where the network behind it says nothing."""
+    student = decoder(pruned(teacher, tmp_path / "student", text, drop_layers=4))
+    wanted, token_ids = decoder(teacher), tokens()
+    weights = student.blocks()[0].effective()
+    weights["ffn.down"].zero_()
+    _, attended, _ = inputs_of(student, token_ids)
+    target: torch.Tensor = wanted(token_ids, lambda x, weight, kept: kept[0], (4,))
+    scale = target.square().mean(-1, keepdim=True).rsqrt()
+    best, before, between = least_squares(attended, target - student.embed(token_ids), scale, weights["attn.o"])
+    found = fit_layers(student, wanted, (4,), token_ids)
+    torch.testing.assert_close(weights["attn.o"].double(), best, rtol=1e-3, atol=1e-4)
+    assert found.before == pytest.approx(before, rel=1e-4)
+    assert found.after < between < before
 
 
 @pytest.mark.parametrize("options", [{"drop_layers": 2}, {"ffn_width": 0.5, "round_to": 16}])

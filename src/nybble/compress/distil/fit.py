@@ -1,11 +1,14 @@
 """What distillation can have without gradients: each layer fitted to the teacher's by least squares, before training.
 
-    min over D of  sum over tokens |h - x - D a|^2 / |h|^2  +  ridge |D - D0|^2
+    min over W of  sum over tokens |h - y - W a|^2 / |h|^2  +  ridge |W - W0|^2
 
-h: what the teacher's layer gives; x: the student's residual stream after attention; a: the input of `ffn.down`, whose
-weight D0 becomes D. Layers are fitted in the order in which they run, each on what those before it now give, so that
-each makes up for layers and neurons that were taken out, and for the errors of the others. |h|^2 weighs every token
-alike: without it a few tokens whose states are a thousand times as large would decide.
+h: what the teacher's layer gives. W0, which becomes W: the weight of `attn.o`, then that of `ffn.down`; a: its input;
+y: what the layer gives without it. For `ffn.down` that is exact. For `attn.o` the network behind it is taken for a
+constant, which it is not, so its new weight is kept only where the error falls.
+
+Layers are fitted in the order in which they run, each on what those before it now give, so that each makes up for
+layers, heads and neurons that were taken out, and for the errors of the others. |h|^2 weighs every token alike: without
+it a few tokens whose states are a thousand times as large would decide.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from nybble.backends.torch.layer import Layer
 from nybble.backends.torch.trainable import TrainableDecoder, TrainableLayer
 from nybble.checkpoint import Checkpoint, Tensor
 from nybble.quant.reference import dequantize
@@ -71,9 +75,10 @@ def _norms(checkpoint: Checkpoint) -> list[bytes]:
 def fit_layers(
     student: TrainableDecoder, teacher: TrainableDecoder, layers: Sequence[int], token_ids: torch.Tensor
 ) -> Fit:
-    """Change `ffn.down` of every layer of the student. layers: of `counterparts`. token_ids: [sequences, tokens].
+    """Change `attn.o` and `ffn.down` of every layer of the student.
 
-    Both models are in one process and have one hidden size; the student has no norms behind its linears.
+    layers: of `counterparts`. token_ids: [sequences, tokens]. Both models are in one process and have one hidden size;
+    the student has no norms behind its linears.
     """
     ours, theirs = student.embed(token_ids), teacher.embed(token_ids)
     reached = 0
@@ -91,31 +96,64 @@ def fit_layers(
 def _fit(model: TrainableDecoder, module: TrainableLayer, inputs: torch.Tensor, wanted: torch.Tensor) -> list[float]:
     """One layer. Gives its mean error before and after."""
     layer = module.layer(model.rope(module.spec.rope, inputs.shape[1], inputs.device))
-    down = layer.weights["ffn.down"]
-    gram = torch.zeros(down.shape[1], down.shape[1], device=down.device)
-    across = torch.zeros(down.shape[1], down.shape[0], device=down.device)
-    before = 0.0
+    out = layer.weights["attn.o"]
+    old = out.clone()
+    system = _system(layer, "attn.o", inputs, wanted)
+    before = system.error
+    out.add_(system.solve().T)
+    system = _system(layer, "ffn.down", inputs, wanted)
+    if not system.error <= before:
+        out.copy_(old)
+        system = _system(layer, "ffn.down", inputs, wanted)
+    change = system.solve()
+    layer.weights["ffn.down"].add_(change.T)
+    return [before / wanted.numel(), system.error_with(change) / wanted.numel()]
+
+
+@dataclass(frozen=True, slots=True)
+class _System:
+    """Normal equations of a linear's change: gram = A'A, across = A'E, where E is the error with the weight as it is.
+
+    A: [tokens, inputs], E: [tokens, outputs], both divided by the sizes of the teacher's states. error: |E|^2.
+    """
+
+    gram: torch.Tensor
+    across: torch.Tensor
+    error: float
+
+    def solve(self) -> torch.Tensor:
+        """The change, [inputs, outputs]. Nothing where all inputs are zero."""
+        ridge = _RIDGE * float(self.gram.diagonal().mean())
+        if not ridge > 0:
+            return torch.zeros_like(self.across)
+        damped = self.gram.clone()
+        damped.diagonal().add_(ridge)
+        return torch.cholesky_solve(self.across, torch.linalg.cholesky(damped))
+
+    def error_with(self, change: torch.Tensor) -> float:
+        """|E - A change|^2."""
+        return self.error - 2 * float((change * self.across).sum()) + float((change * (self.gram @ change)).sum())
+
+
+def _system(layer: Layer, name: str, inputs: torch.Tensor, wanted: torch.Tensor) -> _System:
+    """For `attn.o` or `ffn.down`."""
+    weight = layer.weights[name]
+    gram = torch.zeros(weight.shape[1], weight.shape[1], device=weight.device)
+    across = torch.zeros(weight.shape[1], weight.shape[0], device=weight.device)
+    total = 0.0
     for part in _parts(inputs):
-        x = inputs[part]
-        x = layer.add_attention(x, layer.attention_mix(layer.attention_input(x)))
+        attended = layer.attention_mix(layer.attention_input(inputs[part]))
+        x = layer.add_attention(inputs[part], attended)
         mixed = layer.ffn_mix(layer.ffn_input(x))
         target = wanted[part].float()
         scale = target.square().mean(-1, keepdim=True).clamp(min=1e-12).rsqrt()
         error = ((target - layer.add_ffn(x, mixed).float()) * scale).flatten(0, 1)
-        mixed = (mixed.float() * scale).flatten(0, 1)
-        with torch.autocast(down.device.type, enabled=False):
-            gram += mixed.T @ mixed
-            across += mixed.T @ error
-        before += float(error.square().sum())
-    ridge = _RIDGE * float(gram.diagonal().mean())
-    if not ridge > 0:
-        return [before / wanted.numel()] * 2
-    damped = gram.clone()
-    damped.diagonal().add_(ridge)
-    change = torch.cholesky_solve(across, torch.linalg.cholesky(damped))
-    after = before - 2 * float((change * across).sum()) + float((change * (gram @ change)).sum())
-    down.add_(change.T)
-    return [before / wanted.numel(), after / wanted.numel()]
+        read = ((attended if name == "attn.o" else mixed).float() * scale).flatten(0, 1)
+        with torch.autocast(weight.device.type, enabled=False):
+            gram += read.T @ read
+            across += read.T @ error
+        total += float(error.square().sum())
+    return _System(gram, across, total)
 
 
 def _through(model: TrainableDecoder, module: TrainableLayer, x: torch.Tensor) -> torch.Tensor:
