@@ -15,6 +15,8 @@ COLUMNS = (
     "file", "MB", "bits", "of layers", "of F16", "perplexity / reference's", "KL mean", "median", "p99", "same top",
     "flips", "llama.cpp",
 )  # fmt: skip
+OWN_TEXT = " --calibrate self"
+KINDS = ("", " --asymmetric")  # of rounding
 
 
 def markdown(document: Document, order: list[str]) -> str:
@@ -86,6 +88,7 @@ def expected(rows: dict[str, Document]) -> list[tuple[str, str]]:
     pairs = [(f"nybble {a}", f"nybble {b}") for a, b in pairwise(ladder)]
     pairs += [("nybble int8", "nybble int4"), ("nybble int4", "nybble int3"), ("nybble int3", "nybble int2")]
     pairs.append(("nybble nf4", "nybble fp4"))
+    pairs += [(name, name.removesuffix(OWN_TEXT)) for name in rows if name.endswith(OWN_TEXT)]
     for name, row in rows.items():
         plain = name.replace(" imatrix", "")
         if row["imatrix"] and not _is_twin(row):
@@ -95,8 +98,10 @@ def expected(rows: dict[str, Document]) -> list[tuple[str, str]]:
     for bits in (4, 3, 2):
         plain, asymmetric = f"nybble int{bits}", f"nybble int{bits} --asymmetric"
         pairs += [(asymmetric, plain), (plain, f"{plain} --clip-search"), (asymmetric, f"{asymmetric} --clip-search")]
-        pairs += [(f"nybble gptq-{bits}bit", plain), (f"nybble gptq-{bits}bit", asymmetric)]
-    pairs += [("nybble gptq-8bit", "nybble int8"), ("nybble awq-4bit", "nybble int4 --asymmetric")]
+        gptq = [f"nybble gptq-{bits}bit{text}" for text in ("", OWN_TEXT)]
+        pairs += [(left, right) for left in gptq for right in (plain, asymmetric)]
+    pairs += [("nybble gptq-8bit", "nybble int8")]
+    pairs += [(f"nybble awq-4bit{text}", f"nybble int4{kind}") for text in ("", OWN_TEXT) for kind in KINDS]
     return [(left, right) for left, right in pairs if left in rows and right in rows]
 
 

@@ -22,6 +22,7 @@ CALIBRATED = ("gptq-8bit", "gptq-4bit", "gptq-3bit", "gptq-2bit", "awq-4bit")
 SAMPLE_TOKENS = 512
 ASYMMETRIC = ("--asymmetric",)
 BLIND = ("--clip-search",)  # without knowing which inputs matter
+OWN_TEXT = ("--calibrate", "self")
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ def all_rows() -> list[Row]:
         rows += [Row("nybble", kind, options=options) for options in (BLIND, ASYMMETRIC, (*ASYMMETRIC, *BLIND))]
     rows += [Row("nybble", one) for one in CALIBRATED]
     rows.append(Row("nybble", "gptq-4bit", options=("--desc-act",)))
+    rows += [Row("nybble", one, options=OWN_TEXT) for one in CALIBRATED]
     return rows
 
 
@@ -89,8 +91,9 @@ class Workshop:
         if row.imatrix:
             command += ["--imatrix", self.imatrix()]
         if row.type in CALIBRATED:
-            command += ["--calibrate", self.calibration_text(), "--calibration-samples", self.samples]
-            command += ["--calibration-tokens", SAMPLE_TOKENS]
+            command += ["--calibration-samples", self.samples, "--calibration-tokens", SAMPLE_TOKENS]
+            if row.options != OWN_TEXT:
+                command += ["--calibrate", self.calibration_text()]
         run([*command, *row.options])
         return target
 

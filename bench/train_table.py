@@ -1,10 +1,12 @@
 """What training recovers: distillation of a model without some layers, and quantisation in the loop against rounding.
 
     python bench/train_table.py --reference FOLDER --text wikitext-2/test.txt --work DIR [--only REGEX]
+                                [--natural wikitext-2/valid.txt]
 
-FOLDER is a float16 Hugging Face folder. Every row is trained on text that the reference wrote itself (docs/train.md),
-with the teacher's likeliest tokens kept once for all rows. Rows that train.json holds are not taken again, so that the
-run can be cut into pieces; interrupted training goes on. Writes docs/benchmarks/train.md and train.json.
+FOLDER is a float16 Hugging Face folder. Rows are trained on text that the reference wrote itself (docs/train.md), or on
+the one that --natural names, with the teacher's likeliest tokens kept once for all rows. Rows that train.json holds are
+not taken again, so that the run can be cut into pieces; interrupted training goes on. Writes train.md and train.json
+into docs/benchmarks.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ TOP_K = 128
 STEP_TOKENS = 512
 DISTIL_TOKENS = 430_080
 GROUP_32 = ("--group-size", "32")
+NATURAL = "-natural"
 
 Document = dict[str, Any]
 
@@ -34,7 +37,7 @@ class Row:
     """before: the file that training is compared with; after: the trained one. goal: share of the KL to recover.
 
     prune: how `before` is made of the reference, which then teaches it; without, it is rounded to type. steps: updates
-    of 512 tokens.
+    of 512 tokens. natural: trained on text that people wrote.
     """
 
     name: str
@@ -45,6 +48,7 @@ class Row:
     type: str = ""
     options: tuple[str, ...] = ()
     prune: tuple[str, ...] = ()
+    natural: bool = False
 
     @property
     def tokens(self) -> int:
@@ -53,7 +57,7 @@ class Row:
 
     @property
     def before(self) -> str:
-        return f"{self.name}-before{self._suffix}"
+        return f"{self.name.removesuffix(NATURAL)}-before{self._suffix}"
 
     @property
     def after(self) -> str:
@@ -68,17 +72,23 @@ ROWS = [
     Row("int4", "int4, groups of 32: rounded, trained", 0.4, 100, 1e-4, "int4", GROUP_32),
     Row("int2", "int2, groups of 32: rounded, trained", 0.6, 100, 3e-4, "int2", GROUP_32),
     Row("q2k", "Q2_K: importance matrix, trained", 0.4, 100, 1e-4, "Q2_K"),
-    Row("depth-3", "3 of 30 layers less: pruned, distilled", 0.6, 450, 1.5e-4, prune=("--drop-layers", "3")),
-    Row("depth-6", "6 of 30 layers less: pruned, distilled", 0.6, 450, 1.5e-4, prune=("--drop-layers", "6")),
-    Row("ffn-75", "a quarter of the neurons less: pruned, distilled", 0.6, 450, 1.5e-4, prune=("--ffn-width", "0.75")),
+    *(
+        Row(f"{name}{end}", f"{words}: pruned, distilled{more}", 0.6, steps, 1.5e-4, prune=prune, natural=bool(end))
+        for name, words, prune in (
+            ("depth-3", "3 of 30 layers less", ("--drop-layers", "3")),
+            ("depth-6", "6 of 30 layers less", ("--drop-layers", "6")),
+            ("ffn-75", "a quarter of the neurons less", ("--ffn-width", "0.75")),
+        )
+        for end, more, steps in (("", " on its own text", 450), (NATURAL, " on Wikipedia", 560))
+    ),
 ]
 
 
 class Maker:
     """Makes the files of a row."""
 
-    def __init__(self, reference: Path, work: Path) -> None:
-        self.reference, self.work = reference, work
+    def __init__(self, reference: Path, work: Path, natural: Path | None) -> None:
+        self.reference, self.work, self.natural = reference, work, natural
 
     def nybble(self, *arguments: object) -> str:
         code = "from nybble.cli.app import main; main()"
@@ -109,9 +119,11 @@ class Maker:
         target = self.work / row.after
         if target.exists():
             return
+        data = self.natural if row.natural else self.work / "self.jsonl"
+        cache = f"cache-{row.tokens}{NATURAL if row.natural else ''}"
         common = [
-            "--data", self.work / "self.jsonl", "--tokens", row.tokens, "--top-k", TOP_K,
-            "--cache", self.work / f"cache-{row.tokens}", "--steps", row.steps, "--lr", row.rate, "--resume",
+            "--data", data, "--tokens", row.tokens, "--top-k", TOP_K, "--cache", self.work / cache,
+            "--steps", row.steps, "--lr", row.rate, "--resume",
         ]  # fmt: skip
         if row.prune:
             self.nybble("distil", self.work / row.before, target, "--teacher", self.reference, *common)
@@ -163,6 +175,7 @@ def main() -> None:
     parser.add_argument("--reference", type=Path, required=True)
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--natural", type=Path, help="text that people wrote, other than --text; without, no such rows")
     parser.add_argument("--only", default="", help="rows whose name this regular expression is found in")
     parser.add_argument("--eval-tokens", type=int, default=8192)
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks")
@@ -171,11 +184,13 @@ def main() -> None:
     work, reference, text, out = (path.resolve() for path in (args.work, args.reference, args.text, args.out))
     path = out / "train.json"
     document: Document = json.loads(path.read_text("utf-8")) if path.exists() else {"rows": {}}
+    natural = args.natural and args.natural.resolve()
     wanted = [row for row in ROWS if row.name not in document["rows"] and re.search(args.only, row.name)]
+    wanted = [row for row in wanted if natural or not row.natural]
     if wanted:
         own_text(reference, work)
     for row in wanted:
-        take(row, Maker(reference, work), document, text, args.eval_tokens)
+        take(row, Maker(reference, work, natural), document, text, args.eval_tokens)
         path.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
         write_page(out / "train.md", markdown(document))
 
@@ -191,9 +206,10 @@ def markdown(document: Document) -> str:
     reference = document["reference"]["quality"]["perplexity"]
     name = Path(str(document["reference"]["name"])).name
     lines = [
-        f"{name}, trained on text that it wrote itself. Made by `bench/train_table.py`; the figures are in",
-        "`train.json`, with the curve of every run. KL: mean divergence on other text from the float16 reference,",
-        f"whose perplexity there is {_number(reference, 2)}.\n",
+        f"{name}, trained on text that it wrote itself, or on the validation part of WikiText-2 where the row says",
+        "Wikipedia. Made by `bench/train_table.py`; the figures are in `train.json`, with the curve of every run. KL:",
+        "mean divergence on the test part of WikiText-2 from the float16 reference, whose perplexity there is",
+        f"{_number(reference, 2)}.\n",
         "| what | KL before | KL after | recovered | goal | perplexity before | after | training |",
         "|---|---|---|---|---|---|---|---|",
     ]
