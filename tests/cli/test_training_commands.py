@@ -12,6 +12,7 @@ import pytest
 from models import make_tiny
 from nybble.checkpoint import open_checkpoint
 from nybble.compress.calibration.text import read_texts
+from nybble.compress.gguf.imatrix import read_imatrix
 from nybble.core.errors import ConfigError
 
 pytest.importorskip("torch")
@@ -112,6 +113,18 @@ def test_a_model_writes_the_text_that_it_is_calibrated_on(folder: Path, tmp_path
     assert "writes 144 tokens" not in again.stderr
 
 
+def test_a_model_writes_the_text_of_its_importance_matrix(folder: Path, tmp_path: Path) -> None:
+    few = ("--text", "self", "--ctx", 32, "--chunks", 4)
+    for name in ("a.gguf", "b.gguf"):
+        done = nybble("imatrix", folder, "-o", tmp_path / name, *few)
+        assert done.returncode == 0, done.stderr
+        assert "4 windows of 32 tokens" in done.stdout
+    assert read_imatrix(tmp_path / "a.gguf").datasets == ("text that the model wrote",)
+    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+    done = nybble("imatrix", folder, "-o", tmp_path / "c.gguf", "--text", tmp_path / "none.txt")
+    assert done.returncode == 2 and "none.txt cannot be read: No such file" in done.stderr
+
+
 def test_no_text_is_written_where_none_is_read(folder: Path, tmp_path: Path) -> None:
     done = nybble("quantize", folder, tmp_path / "out", "--to", "nf4", "--calibrate", "self")
     assert done.returncode == 2
@@ -119,5 +132,5 @@ def test_no_text_is_written_where_none_is_read(folder: Path, tmp_path: Path) -> 
     dry = nybble("quantize", folder, tmp_path / "out", "--to", "gptq-4bit", "--calibrate", "self", "--dry-run")
     assert dry.returncode == 0, dry.stderr
     assert "writes" not in dry.stderr
-    with pytest.raises(ConfigError, match="the commands quantize and prune have the model write its text"):
+    with pytest.raises(ConfigError, match="commands have the model write its text"):
         read_texts("self", 100)

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
 from pathlib import Path
 
 from nybble.checkpoint import open_checkpoint
 from nybble.cli.options import announce
 from nybble.compress.on_load import quantised
-from nybble.compress.safetensors.options import DEFAULT_SAMPLES, DEFAULT_TOKENS
 from nybble.core.errors import ConfigError
 from nybble.core.sampling import SamplingParams
 from nybble.engine.load import LoadedModel, load_model
 from nybble.engine.scheduler import blocks_for
-from nybble.tokenizer import load_tokenizer
 
 _AT_ONCE = 48  # documents
 _LENGTH = 256  # tokens of one, at most
@@ -37,25 +34,6 @@ def write_own_text(model: Path, num_tokens: int, seed: int) -> list[list[int]]:
     with quantised(model, "Q8_0" if wide else None) as weights:
         loaded = load_model(weights, context=_LENGTH + 16)
     return _documents(loaded, num_tokens, random.Random(seed), str(model))
-
-
-@dataclass(frozen=True)
-class OwnText:
-    """Texts that a model writes when they are asked for, enough for so many samples of so many tokens.
-
-    The same each time, so that an interrupted run goes on with what it began with.
-    """
-
-    model: Path
-    samples: int | None
-    tokens: int | None
-
-    def __call__(self) -> list[str]:
-        """Raises as `write_own_text`."""
-        wanted = (self.samples or DEFAULT_SAMPLES) * (self.tokens or DEFAULT_TOKENS)
-        documents = write_own_text(self.model, wanted + wanted // 8, 0)  # texts may be cut into fewer tokens
-        tokenizer = load_tokenizer(open_checkpoint(self.model).tokenizer)
-        return [tokenizer.decode(document) for document in documents]
 
 
 def _documents(loaded: LoadedModel, num_tokens: int, draw: random.Random, name: str) -> list[list[int]]:

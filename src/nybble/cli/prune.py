@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import importlib.util
 import time
@@ -13,9 +12,9 @@ from typing import Annotated, Any
 import typer
 
 from nybble.cli.options import ThreadsOption, local_path
-from nybble.cli.own_text import OwnText
+from nybble.cli.own_text import write_own_text
 from nybble.cli.progress import Bar
-from nybble.compress.calibration.text import SELF
+from nybble.compress.calibration.own_text import with_own_text
 from nybble.compress.stage import parse_options
 from nybble.core.errors import ConfigError
 
@@ -98,8 +97,7 @@ def prune(
         _show_prediction(run.predict(path, target, options), target)
         return
     began = time.perf_counter()
-    if options.calibrate == SELF:
-        options = dataclasses.replace(options, calibrate=OwnText(path, calibration_samples, calibration_tokens))
+    options = with_own_text(options, write_own_text, path)
     with Bar() as progress:
         result = run.run_prune(path, target, options, progress=progress, resume=resume, force=force)
     figures = result.figures

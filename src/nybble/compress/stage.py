@@ -6,6 +6,7 @@ A stage is a frozen dataclass of options, checked in its `__post_init__`, and a 
 
 from __future__ import annotations
 
+import collections.abc
 import dataclasses
 import difflib
 import types
@@ -119,8 +120,8 @@ def _convert_union(hints: tuple[Any, ...], value: object) -> Any:
         return None
     wanted = []
     for hint in hints:
-        if hint is type(None):
-            continue
+        if hint is type(None) or typing.get_origin(hint) is collections.abc.Callable:
+            continue  # what a program hands in, nobody can write down
         try:
             return _convert(hint, value)
         except ValueError as e:

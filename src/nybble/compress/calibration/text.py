@@ -49,7 +49,7 @@ def read_texts(source: object, num_chars: int) -> tuple[list[str], str]:
         return list(source()), OWN_NAME
     if source == SELF:
         raise ConfigError(
-            "--calibrate self: the commands quantize and prune have the model write its text; elsewhere give texts"
+            "--calibrate self: nybble's commands have the model write its text; from a program give a list of texts"
         )
     path = Path(str(source))
     if path.is_file():

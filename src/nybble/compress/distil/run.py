@@ -10,12 +10,13 @@ import torch
 
 from nybble.backends.torch.trainable import TrainableDecoder
 from nybble.checkpoint import Checkpoint, open_checkpoint
+from nybble.compress.calibration.own_text import Sampler
 from nybble.compress.distil.fit import counterparts, fit_layers
 from nybble.compress.distil.task import DistilTask, pairs
 from nybble.compress.distil.teacher import LiveTeacher, Teacher, keep_answers, shared_vocab
 from nybble.compress.methods import Progress, Silent
 from nybble.compress.stage import StageResult, partial
-from nybble.compress.train.data import Sampler, Sequences
+from nybble.compress.train.data import Sequences
 from nybble.compress.train.group import Group, full, joined
 from nybble.compress.train.loop import Trained, Trainer, log_path
 from nybble.compress.train.model import (

@@ -19,6 +19,7 @@ from nybble.backends.torch import Layer, Rope
 from nybble.backends.torch.trainable import TrainableDecoder
 from nybble.checkpoint import open_checkpoint
 from nybble.compress.bnb.algorithm import quantize_4bit
+from nybble.compress.calibration.own_text import Sampler
 from nybble.compress.distil.run import teacher_of
 from nybble.compress.distil.task import DistilTask
 from nybble.compress.distil.teacher import shared_vocab
@@ -26,7 +27,7 @@ from nybble.compress.methods import Progress
 from nybble.compress.qat.options import QatOptions
 from nybble.compress.safetensors.model import FolderModel, Module
 from nybble.compress.stage import StageResult, partial
-from nybble.compress.train.data import Sampler, Sequences
+from nybble.compress.train.data import Sequences
 from nybble.compress.train.group import Group, full
 from nybble.compress.train.loop import Trained, Trainer, log_path
 from nybble.compress.train.model import open_train_model, write_trained_folder

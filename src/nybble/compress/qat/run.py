@@ -8,6 +8,7 @@ from pathlib import Path
 
 from nybble.backends.torch.trainable import TrainableDecoder
 from nybble.checkpoint import open_checkpoint
+from nybble.compress.calibration.own_text import Sampler
 from nybble.compress.distil.run import teacher_of
 from nybble.compress.distil.task import DistilTask
 from nybble.compress.distil.teacher import shared_vocab
@@ -18,7 +19,7 @@ from nybble.compress.qat.lora import run_lora
 from nybble.compress.qat.options import INTEGERS, QatOptions
 from nybble.compress.qat.plan import BlockPlan, GridPlan, IntegerPlan
 from nybble.compress.stage import StageResult, partial
-from nybble.compress.train.data import Sampler, Sequences
+from nybble.compress.train.data import Sequences
 from nybble.compress.train.group import Group, joined
 from nybble.compress.train.loop import Trainer, log_path
 from nybble.compress.train.model import TrainModel, open_train_model

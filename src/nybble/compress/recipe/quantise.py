@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -21,13 +22,14 @@ class QuantiseOptions:
     type: str
     imatrix: Path | None = None
     tensor: tuple[str, ...] = ()
-    calibrate: str | None = None
+    calibrate: str | Callable[[], Sequence[str]] | None = None
     calibration_samples: int | None = None
     calibration_tokens: int | None = None
     group_size: int | None = None
     symmetric: bool | None = None
     clip_search: bool | None = None
     desc_act: bool | None = None
+    damp_percent: float | None = None
     double_quant: bool | None = None
     threads: int | None = None
 

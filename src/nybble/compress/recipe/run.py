@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import inspect
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from nybble.checkpoint import open_checkpoint
+from nybble.compress.calibration.own_text import Sampler, with_own_text
 from nybble.compress.gguf.write import check_target
 from nybble.compress.methods import Progress
 from nybble.compress.recipe.measure import measure
@@ -21,9 +21,6 @@ from nybble.core.errors import ConfigError, NybbleError, OutputError
 from nybble.formats.output_folder import refuse_existing_folder
 
 _VERSION = 1  # of what lies in the working folder
-
-# Writes documents with a model: path, number of tokens, seed -> token ids. For stages whose data is `self`.
-Sampler = Callable[[Path, int, int], list[list[int]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +51,7 @@ def compress(
     """Make `source` smaller as the recipe says, and write it to `target`, the report to `report_folder(target)`.
 
     resume: go on where an interrupted run stopped; finished stages are not done again. threads: of the measurements.
+    sampler: lets `source` write the text of stages that want `self`.
 
     Raises:
         ConfigError: the recipe does not fit the model or the target.
@@ -116,6 +114,7 @@ def _stages(
         done = folder.finished(name, identity) if resume else None
         if done is None:
             progress.note(f"stage {stage.number} of {len(recipe.stages)}: {stage.kind}")
+            stage = replace(stage, options=with_own_text(stage.options, sampler, source))
             done = _run(stage, path, folder, name, identity, progress, resume=resume, sampler=sampler)
         else:
             progress.note(f"stage {stage.number} of {len(recipe.stages)}: {stage.kind} is finished already")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,14 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from nybble.checkpoint import Checkpoint
+from nybble.compress.calibration.own_text import Sampler
 from nybble.compress.calibration.text import SELF, read_texts
 from nybble.core.errors import ConfigError
 from nybble.tokenizer import load_tokenizer
 
 _CHARS_PER_TOKEN = 6
-
-# Writes documents of together about so many tokens with the model at a path: (model, num_tokens, seed) -> token ids.
-Sampler = Callable[[Path, int, int], list[list[int]]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,11 @@ from pathlib import Path
 import torch
 
 from nybble.checkpoint import Checkpoint
+from nybble.compress.calibration.own_text import Sampler
 from nybble.compress.calibration.text import SELF
 from nybble.compress.methods import Progress
 from nybble.compress.stage import StageResult
-from nybble.compress.train.data import Sampler, Sequences, load_sequences
+from nybble.compress.train.data import Sequences, load_sequences
 from nybble.compress.train.group import Group
 from nybble.compress.train.log import read_log
 from nybble.compress.train.loop import Trained, wants_bf16
