@@ -10,13 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from nybble.checkpoint import Checkpoint
-from nybble.compress.calibration.text import read_texts
+from nybble.compress.calibration.text import DEFAULT_NAME, read_texts
 from nybble.compress.safetensors.options import DEFAULT_SAMPLES, Options, sample_tokens
 from nybble.core.errors import ConfigError
 from nybble.tokenizer import Tokenizer, load_tokenizer
 
 _FEWEST = 4  # windows
 _CHARS_PER_TOKEN = 8  # more than any text that is not mostly spaces has
+_HINT = "; a text like what it will read is usually better, or --calibrate self, which the model writes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +39,10 @@ class Calibration:
         samples, length = self.token_ids.shape
         words = len(seen - self.control_ids) / max(1, self.vocab_size - len(self.control_ids))
         special = f"{len(seen & self.control_ids)} of {len(self.control_ids)} special tokens"
+        hint = _HINT if self.name == DEFAULT_NAME else ""
         return (
             f"calibrated on {samples} x {length} tokens of {self.name}, which show {words:.0%} of the vocabulary and "
-            f"{special}"
+            f"{special}{hint}"
         )
 
 
