@@ -17,7 +17,7 @@ from nybble.tokenizer import Tokenizer, load_tokenizer
 
 _FEWEST = 4  # windows
 _CHARS_PER_TOKEN = 8  # more than any text that is not mostly spaces has
-_HINT = "; a text like what it will read is usually better, or --calibrate self, which the model writes"
+_HINT = "; GPTQ and SparseGPT usually do better with text like what it will read, or --calibrate self"
 
 
 @dataclass(frozen=True, slots=True)
