@@ -121,6 +121,8 @@ def test_a_model_writes_the_text_of_its_importance_matrix(folder: Path, tmp_path
         assert "4 windows of 32 tokens" in done.stdout
     assert read_imatrix(tmp_path / "a.gguf").datasets == ("text that the model wrote",)
     assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+    wide = nybble("imatrix", folder, "-o", tmp_path / "c.gguf", "--text", "self", "--ctx", 1 << 20)
+    assert wide.returncode == 2 and "--ctx must be 8 to" in wide.stderr and "writes" not in wide.stderr
     done = nybble("imatrix", folder, "-o", tmp_path / "c.gguf", "--text", tmp_path / "none.txt")
     assert done.returncode == 2 and "none.txt cannot be read: No such file" in done.stderr
 

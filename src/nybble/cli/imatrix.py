@@ -44,6 +44,7 @@ def imatrix(
     began = time.perf_counter()
     with Bar() as progress:
         checkpoint = open_checkpoint(path)
+        collecting.check_window(checkpoint, ctx)  # before the model writes for minutes
         if text == SELF:
             chunks = chunks or DEFAULT_SAMPLES
             words, name = "\n\n".join(OwnText(write_own_text, path, chunks * ctx)()), OWN_NAME

@@ -21,13 +21,18 @@ _TOKENS_AT_ONCE = 2048  # bounds what attention and feed-forward hold between th
 _FUSED = {"attn.q": "blk.{i}.attn_qkv.weight", "ffn.gate": "blk.{i}.ffn_up.weight"}  # Phi 3
 
 
+def check_window(checkpoint: Checkpoint, ctx: int) -> None:
+    """Raises ConfigError if the model cannot read windows of so many tokens."""
+    if not 8 <= ctx <= checkpoint.spec.context_length:
+        raise ConfigError(f"--ctx must be 8 to {checkpoint.spec.context_length} for this model, not {ctx}")
+
+
 def calibration_windows(checkpoint: Checkpoint, text: str, *, ctx: int, chunks: int | None) -> list[list[int]]:
     """The text as windows of `ctx` tokens, each begun as the model expects a text to begin; a shorter rest is left out.
 
     Raises ConfigError if there is less than one window, or fewer than `chunks`.
     """
-    if not 8 <= ctx <= checkpoint.spec.context_length:
-        raise ConfigError(f"--ctx must be 8 to {checkpoint.spec.context_length} for this model, not {ctx}")
+    check_window(checkpoint, ctx)
     token_ids = load_tokenizer(checkpoint.tokenizer).encode(text, add_special=False)
     found = len(token_ids) // ctx
     if found < (chunks or 1):

@@ -40,6 +40,8 @@ class PruneOptions:
 
     calibrate: a text file, the name of a data set, texts, or a function that gives some; default: Python's own
     documentation. calibration_samples windows of calibration_tokens tokens. threads: to compute with.
+
+    Raises ConfigError for options that do not go together or are out of range.
     """
 
     method: Literal["magnitude", "wanda", "sparsegpt"] | None = None
