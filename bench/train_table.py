@@ -74,12 +74,12 @@ ROWS = [
     Row("q2k", "Q2_K: importance matrix, trained", 0.4, 100, 1e-4, "Q2_K"),
     *(
         Row(f"{name}{end}", f"{words}: pruned, distilled{more}", 0.6, steps, 1.5e-4, prune=prune, natural=bool(end))
-        for name, words, prune in (
-            ("depth-3", "3 of 30 layers less", ("--drop-layers", "3")),
-            ("depth-6", "6 of 30 layers less", ("--drop-layers", "6")),
-            ("ffn-75", "a quarter of the neurons less", ("--ffn-width", "0.75")),
+        for name, words, prune, natural_steps in (
+            ("depth-3", "3 of 30 layers less", ("--drop-layers", "3"), 1400),
+            ("depth-6", "6 of 30 layers less", ("--drop-layers", "6"), 560),
+            ("ffn-75", "a quarter of the neurons less", ("--ffn-width", "0.75"), 1400),
         )
-        for end, more, steps in (("", " on its own text", 450), (NATURAL, " on Wikipedia", 560))
+        for end, more, steps in (("", " on its own text", 450), (NATURAL, " on Wikipedia", natural_steps))
     ),
 ]
 
@@ -142,12 +142,13 @@ def own_text(reference: Path, work: Path) -> None:
     if (work / "self.jsonl").exists():
         return
     from nybble.checkpoint import open_checkpoint
-    from nybble.cli.own_text import write_own_text
+    from nybble.compress.calibration.own_text import write_own_text
+    from nybble.compress.methods import Silent
     from nybble.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(open_checkpoint(reference).tokenizer)
     tokens = max(row.tokens for row in ROWS)
-    texts = [tokenizer.decode(document) for document in write_own_text(reference, tokens, 0)]
+    texts = [tokenizer.decode(document) for document in write_own_text(reference, tokens, 0, Silent())]
     (work / "self.txt").write_text("\n\n".join(texts), "utf-8")
     (work / "self.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), "utf-8")
 

@@ -18,6 +18,7 @@ import torch
 
 from nybble.checkpoint import open_checkpoint
 from nybble.compress.calibration.samples import load_calibration
+from nybble.compress.methods import Silent
 from nybble.compress.safetensors.options import Options
 
 # Version 7.7 gives its pool of threads half of the cores and a pool inside of it two: on two cores it stops there.
@@ -35,7 +36,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=512)
     args = parser.parse_args()
     asked = {"calibrate": str(args.text), "calibration_samples": args.samples, "calibration_tokens": args.tokens}
-    calibration = load_calibration(open_checkpoint(args.source), Options("gptq", asked))
+    calibration = load_calibration(open_checkpoint(args.source), Options("gptq", asked), Silent())
     rows = [
         {"input_ids": row, "attention_mask": torch.ones_like(row)} for row in torch.from_numpy(calibration.token_ids)
     ]

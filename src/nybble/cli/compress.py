@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.table import Table
 
 from nybble.cli.options import ThreadsOption, local_path
-from nybble.cli.own_text import write_own_text
 from nybble.cli.progress import Bar
 from nybble.core.errors import ConfigError
 
@@ -51,9 +50,7 @@ def compress(
             print(f"{name}: {said or 'as by default'}")
         return
     with Bar() as progress:
-        done = run.compress(
-            path, target, steps, progress=progress, resume=resume, force=force, threads=threads, sampler=write_own_text
-        )
+        done = run.compress(path, target, steps, progress=progress, resume=resume, force=force, threads=threads)
     _show(done)
 
 

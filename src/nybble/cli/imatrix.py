@@ -11,9 +11,8 @@ import typer
 
 from nybble.checkpoint import open_checkpoint
 from nybble.cli.options import ModelArgument, local_path
-from nybble.cli.own_text import write_own_text
 from nybble.cli.progress import Bar
-from nybble.compress.calibration.own_text import OwnText
+from nybble.compress.calibration.own_text import own_texts
 from nybble.compress.calibration.text import OWN_NAME, SELF
 from nybble.compress.gguf.write import check_target
 from nybble.compress.safetensors.options import DEFAULT_SAMPLES
@@ -47,7 +46,7 @@ def imatrix(
         collecting.check_window(checkpoint, ctx)  # before the model writes for minutes
         if text == SELF:
             chunks = chunks or DEFAULT_SAMPLES
-            words, name = "\n\n".join(OwnText(write_own_text, path, chunks * ctx)()), OWN_NAME
+            words, name = "\n\n".join(own_texts(path, chunks * ctx, progress)), OWN_NAME
         else:
             words, name = _read(Path(text)), Path(text).name
         windows = collecting.calibration_windows(checkpoint, words, ctx=ctx, chunks=chunks)

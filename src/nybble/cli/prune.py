@@ -12,9 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from nybble.cli.options import ThreadsOption, local_path
-from nybble.cli.own_text import write_own_text
 from nybble.cli.progress import Bar
-from nybble.compress.calibration.own_text import with_own_text
 from nybble.compress.stage import parse_options
 from nybble.core.errors import ConfigError
 
@@ -97,7 +95,6 @@ def prune(
         _show_prediction(run.predict(path, target, options), target)
         return
     began = time.perf_counter()
-    options = with_own_text(options, write_own_text, path)
     with Bar() as progress:
         result = run.run_prune(path, target, options, progress=progress, resume=resume, force=force)
     figures = result.figures

@@ -11,13 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from nybble.cli.options import ThreadsOption, local_path
-from nybble.cli.own_text import write_own_text
 from nybble.cli.progress import Bar
 from nybble.compress import table
-from nybble.compress.calibration.own_text import OwnText
-from nybble.compress.calibration.text import SELF
 from nybble.compress.methods import QuantizeReport, QuantizeRequest, find, names
-from nybble.compress.safetensors.options import DEFAULT_SAMPLES, DEFAULT_TOKENS
 from nybble.core.errors import ConfigError
 
 
@@ -69,9 +65,8 @@ def quantize(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be written.")] = False,
 ) -> None:
     path = local_path(source)
-    windows = (calibration_samples or DEFAULT_SAMPLES) * (calibration_tokens or DEFAULT_TOKENS)
     options = {
-        "calibrate": OwnText(write_own_text, path, windows) if calibrate == SELF else calibrate,
+        "calibrate": calibrate,
         "calibration_samples": calibration_samples,
         "calibration_tokens": calibration_tokens,
         "group_size": group_size,

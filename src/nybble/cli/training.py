@@ -13,7 +13,6 @@ from typing import Annotated, Any
 
 import typer
 
-from nybble.cli.own_text import write_own_text
 from nybble.cli.progress import Bar
 from nybble.compress.methods import Silent
 from nybble.compress.stage import StageResult, parse_options, partial
@@ -86,7 +85,7 @@ def train(
     began = time.perf_counter()
     leads = os.environ.get("RANK", "0") == "0"
     with Bar() if leads else nullcontext(Silent()) as progress:
-        result = run(source, target, options, progress=progress, resume=resume, sampler=write_own_text, force=force)
+        result = run(source, target, options, progress=progress, resume=resume, force=force)
     if leads:
         _show(target, result, time.perf_counter() - began)
 

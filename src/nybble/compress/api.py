@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nybble.compress import table
+from nybble.compress.calibration.text import SELF
 from nybble.compress.methods import Progress, QuantizeReport, QuantizeRequest, Silent, find
 from nybble.core.errors import ConfigError
 
 assert table  # imported for what it registers
 
-# A file, the name of a `datasets` data set, or texts; None: text that comes with Python.
+# A file, the name of a `datasets` data set, texts, or "self": text that the model writes; None: text that comes with
+# Python.
 Dataset = str | Path | Sequence[str] | None
 
 
@@ -215,6 +217,8 @@ def _calibration(dataset: Dataset, num_samples: int, sample_tokens: int) -> dict
 
 
 def _source(dataset: Dataset) -> object:
+    if isinstance(dataset, Path) and str(dataset) == SELF:  # a file that has this name
+        return f"./{SELF}"
     return dataset if isinstance(dataset, str) else str(dataset) if isinstance(dataset, Path) else list(dataset or ())
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,8 +11,8 @@ from pathlib import Path
 from nybble.checkpoint import open_checkpoint
 from nybble.compress.api import Config, quantize
 from nybble.compress.methods import find
-from nybble.core import env
-from nybble.core.errors import ConfigError, OutputError
+from nybble.compress.scratch import scratch_folder
+from nybble.core.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -41,14 +40,8 @@ def quantised(model: Path, quantization: Config | str | None, *, threads: int | 
         yield model
         return
     name = quantization if isinstance(quantization, str) else quantization.asked().type
-    home = env.home()
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-        folder = tempfile.TemporaryDirectory(prefix="quantised-", dir=home, ignore_cleanup_errors=True)
-    except OSError as error:
-        raise OutputError(f"{home} cannot hold the quantised weights: {error.strerror}; set NYBBLE_HOME") from None
-    with folder as path:
-        target = Path(path) / (f"{model.stem}.gguf" if _is_gguf(name) else model.stem)
+    with scratch_folder() as folder:
+        target = folder / (f"{model.stem}.gguf" if _is_gguf(name) else model.stem)
         quantize(model, quantization, target, threads=threads, progress=LoggedProgress(name))
         yield target
 

@@ -6,7 +6,6 @@ A stage is a frozen dataclass of options, checked in its `__post_init__`, and a 
 
 from __future__ import annotations
 
-import collections.abc
 import dataclasses
 import difflib
 import types
@@ -120,7 +119,7 @@ def _convert_union(hints: tuple[Any, ...], value: object) -> Any:
         return None
     wanted = []
     for hint in hints:
-        if hint is type(None) or typing.get_origin(hint) is collections.abc.Callable:
+        if hint is type(None) or dataclasses.is_dataclass(hint):
             continue  # what a program hands in, nobody can write down
         try:
             return _convert(hint, value)

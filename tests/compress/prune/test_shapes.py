@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 from models import make_tiny, to_gguf
 from nybble.backends.cpu import CpuModel
 from nybble.checkpoint import open_checkpoint
+from nybble.compress.methods import Silent
 from nybble.compress.prune.run import check_sayable
 from nybble.compress.safetensors.model import open_folder_model
 from nybble.core.errors import CheckpointError, ConfigError
@@ -90,7 +91,9 @@ def _loss_without(path: Path, gone: set[int], text: Path, sizes: dict[str, int])
     from nybble.compress.safetensors.options import Options
 
     checkpoint = open_checkpoint(path)
-    ids = torch.from_numpy(load_calibration(checkpoint, Options("test", {"calibrate": str(text), **sizes})).token_ids)
+    ids = torch.from_numpy(
+        load_calibration(checkpoint, Options("test", {"calibrate": str(text), **sizes}), Silent()).token_ids
+    )
     decoder = TorchDecoder(checkpoint)
     with torch.no_grad():
         x = decoder.embed(ids)

@@ -35,13 +35,13 @@ def short(text: Path, **fields: Any) -> dict[str, Any]:
 
 
 def distil(student: Path, target: Path, teacher: Path, text: Path, **fields: Any) -> StageResult:
-    run_fields = {name: fields.pop(name) for name in ("resume", "progress", "force", "sampler") if name in fields}
+    run_fields = {name: fields.pop(name) for name in ("resume", "progress", "force") if name in fields}
     options = DistilOptions(teacher=teacher, **short(text, **fields))
     return run_distil(student, target, options, **run_fields)
 
 
 def qat(source: Path, target: Path, to: str, text: Path, **fields: Any) -> StageResult:
-    run_fields = {name: fields.pop(name) for name in ("resume", "progress", "force", "sampler") if name in fields}
+    run_fields = {name: fields.pop(name) for name in ("resume", "progress", "force") if name in fields}
     return run_qat(source, target, QatOptions(to=to, **short(text, **fields)), **run_fields)
 
 

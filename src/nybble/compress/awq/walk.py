@@ -70,9 +70,9 @@ class Awq:
         self._calibration: Calibration | None = None
         self._stream: Stream | None = None
 
-    def plan(self) -> Mapping[str, object]:
+    def plan(self, progress: Progress) -> Mapping[str, object]:
         """As LayerPass.plan."""
-        self._calibration = load_calibration(self.model.checkpoint, self._options)
+        self._calibration = load_calibration(self.model.checkpoint, self._options, progress)
         return {
             "grid": str(self._grid),
             "clips": self._clips,

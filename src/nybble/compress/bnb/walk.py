@@ -42,7 +42,7 @@ class Bitsandbytes:
         self._threshold = options.number("threshold", _THRESHOLD, low=0.0, high=1e6)
         self._skipped = skipped(request, list(model.all_modules()))
 
-    def plan(self) -> Mapping[str, object]:
+    def plan(self, progress: Progress) -> Mapping[str, object]:
         """As LayerPass.plan."""
         return {
             "double_quant": self._double,

@@ -10,7 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from nybble.checkpoint import Checkpoint
-from nybble.compress.calibration.text import DEFAULT_NAME, read_texts
+from nybble.compress.calibration.own_text import own_texts
+from nybble.compress.calibration.text import DEFAULT_NAME, OWN_NAME, SELF, OwnText, read_texts
+from nybble.compress.methods import Progress
 from nybble.compress.safetensors.options import DEFAULT_SAMPLES, Options, sample_tokens
 from nybble.core.errors import ConfigError
 from nybble.tokenizer import Tokenizer, load_tokenizer
@@ -46,12 +48,13 @@ class Calibration:
         )
 
 
-def load_calibration(checkpoint: Checkpoint, options: Options) -> Calibration:
-    """The samples that the options ask for.
+def load_calibration(checkpoint: Checkpoint, options: Options, progress: Progress) -> Calibration:
+    """The samples that the options ask for; `self`: of text that the model writes first.
 
     Raises:
         ConfigError: the text cannot be read or is too short.
         TokenizerError: the model's tokenizer cannot be built.
+        CheckpointError, OutputError: as `write_own_text`.
     """
     count = options.integer("calibration_samples", DEFAULT_SAMPLES, high=1 << 16)
     length = sample_tokens(options)
@@ -59,7 +62,13 @@ def load_calibration(checkpoint: Checkpoint, options: Options) -> Calibration:
         raise ConfigError(
             f"--calibration-tokens {length} is more than the model's context of {checkpoint.spec.context_length}"
         )
-    texts, name = read_texts(options.values.get("calibrate"), count * length * _CHARS_PER_TOKEN)
+    source = options.values.get("calibrate")
+    if source == SELF:
+        source = OwnText(checkpoint.path)
+    if isinstance(source, OwnText):
+        texts, name = own_texts(source.model, count * length, progress), OWN_NAME
+    else:
+        texts, name = read_texts(source, count * length * _CHARS_PER_TOKEN)
     tokenizer = load_tokenizer(checkpoint.tokenizer)
     bos = checkpoint.bos_token_id if checkpoint.add_bos else None
     windows = _windows(tokenizer, "\n\n".join(texts), count, length - (bos is not None))

@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import sysconfig
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any, cast
@@ -31,11 +32,17 @@ _MODULES = (
 _MAX_DATASET_ROWS = 20_000
 
 
+@dataclass(frozen=True, slots=True)
+class OwnText:
+    """Asks for text that this model writes, where it is another than the one that reads it."""
+
+    model: Path
+
+
 def read_texts(source: object, num_chars: int) -> tuple[list[str], str]:
     """Texts of together about `num_chars` characters where there are as many, and what to call them.
 
-    source: None for the default, a path, the name of a `datasets` data set, texts, or a function that has the model
-    write some, which is called here.
+    source: None for the default, a path, the name of a `datasets` data set, or texts.
 
     Raises ConfigError if there is no such thing, or it cannot be read.
     """
@@ -45,12 +52,6 @@ def read_texts(source: object, num_chars: int) -> tuple[list[str], str]:
         if not source or not all(isinstance(text, str) for text in source):
             raise ConfigError("texts to calibrate with must be a list of strings, with at least one")
         return list(source), f"{len(source)} given texts"
-    if callable(source):
-        return list(source()), OWN_NAME
-    if source == SELF:
-        raise ConfigError(
-            "--calibrate self: nybble's commands have the model write its text; from a program give a list of texts"
-        )
     path = Path(str(source))
     if path.is_file():
         return [_read_file(path)], path.name

@@ -10,7 +10,6 @@ import torch
 
 from nybble.backends.torch.trainable import TrainableDecoder
 from nybble.checkpoint import Checkpoint, open_checkpoint
-from nybble.compress.calibration.own_text import Sampler
 from nybble.compress.distil.fit import counterparts, fit_layers
 from nybble.compress.distil.task import DistilTask, pairs
 from nybble.compress.distil.teacher import LiveTeacher, Teacher, keep_answers, shared_vocab
@@ -91,13 +90,11 @@ def run_distil(
     *,
     progress: Progress | None = None,
     resume: bool = False,
-    sampler: Sampler | None = None,
     force: bool = False,
 ) -> StageResult:
     """Train the student at `src` and write it to `dst`: a folder, or a GGUF file if its name ends so.
 
-    resume: go on with what an interrupted run left in `DST.partial`. sampler: writes text with the teacher, for data
-    that is `self`. force: replace what is at `dst`.
+    resume: go on with what an interrupted run left in `DST.partial`. force: replace what is at `dst`.
 
     Raises:
         ConfigError: the options cannot be used, or the two models have different tokenizers.
@@ -111,7 +108,7 @@ def run_distil(
     with joined() as group, computing(options.threads):
         options = replace(options, bf16=settled(options, group).bf16)
         told = progress if progress is not None and group.leads else Silent()
-        return _Distillation(src, dst, options, group, told, force).run(resume, sampler)
+        return _Distillation(src, dst, options, group, told, force).run(resume)
 
 
 class _Distillation:
@@ -148,9 +145,9 @@ class _Distillation:
             return 0
         return _FIT_TOKENS if asked is None else asked
 
-    def run(self, resume: bool, sampler: Sampler | None) -> StageResult:
+    def run(self, resume: bool) -> StageResult:
         options, group = self._options, self._group
-        data = load_data(self._teacher, options, group, sampler, self._progress)
+        data = load_data(self._teacher, options, group, self._progress)
         said = [str(options.teacher), options.alpha, options.temperature, options.hidden, options.top_k]
         said.append(self._fit_tokens)
         about = identity("distil", self._src, said, options, data, group.size)

@@ -81,9 +81,9 @@ class Gptq:
         self._calibration: Calibration | None = None
         self._stream: Stream | None = None
 
-    def plan(self) -> Mapping[str, object]:
+    def plan(self, progress: Progress) -> Mapping[str, object]:
         """As LayerPass.plan."""
-        self._calibration = load_calibration(self.model.checkpoint, self._options)
+        self._calibration = load_calibration(self.model.checkpoint, self._options, progress)
         return {"gptq": str(self._gptq), "skipped": sorted(self._skipped), "calibration": self._calibration.digest}
 
     def config(self) -> Mapping[str, object] | None:

@@ -14,6 +14,7 @@ import torch
 from nybble.backends.torch import TorchDecoder
 from nybble.compress.calibration.samples import Calibration, load_calibration
 from nybble.compress.calibration.stream import Stream
+from nybble.compress.methods import Progress
 from nybble.compress.prune.influence import BlockInfluence, least_influential, mean_loss
 from nybble.compress.prune.layers import PrunedLayer
 from nybble.compress.prune.options import PruneOptions
@@ -49,10 +50,10 @@ class Depth:
         """As Walk.sources."""
         return [i for i in range(self._model.num_layers) if i not in self._removed]
 
-    def plan(self) -> Mapping[str, object]:
+    def plan(self, progress: Progress) -> Mapping[str, object]:
         """As Walk.plan."""
         samples = _LOSS_SAMPLES if self._by_loss else DEFAULT_SAMPLES
-        self._calibration = load_calibration(self._model.checkpoint, self._options.calibration(samples))
+        self._calibration = load_calibration(self._model.checkpoint, self._options.calibration(samples), progress)
         return {"calibration": self._calibration.digest}
 
     @torch.no_grad()

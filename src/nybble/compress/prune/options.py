@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Literal
 
+from nybble.compress.calibration.text import OwnText
 from nybble.compress.prune.masks import NM
 from nybble.compress.safetensors.options import Options
 from nybble.core.errors import ConfigError
@@ -38,7 +39,7 @@ class PruneOptions:
     "refit" fits what is left to the old outputs, "bias" only keeps their mean (attention only, where the format has
     room for it), "none" does neither. round_to: neurons of a layer are a multiple of it.
 
-    calibrate: a text file, the name of a data set, texts, or a function that gives some; default: Python's own
+    calibrate: a text file, the name of a data set, texts, or `self` for what the model writes; default: Python's own
     documentation. calibration_samples windows of calibration_tokens tokens. threads: to compute with.
 
     Raises ConfigError for options that do not go together or are out of range.
@@ -55,7 +56,7 @@ class PruneOptions:
     kv_groups: float | None = None
     compensate: Literal["refit", "bias", "none"] | None = None
     round_to: int | None = None
-    calibrate: str | tuple[str, ...] | Callable[[], Sequence[str]] | None = None
+    calibrate: str | tuple[str, ...] | OwnText | None = None
     calibration_samples: int | None = None
     calibration_tokens: int | None = None
     threads: int | None = None

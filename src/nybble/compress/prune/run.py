@@ -51,7 +51,7 @@ class Walk(Protocol):
     def sources(self) -> list[int]:
         """The layers that stay; known once it has started."""
 
-    def plan(self) -> Mapping[str, object]:
+    def plan(self, progress: Progress) -> Mapping[str, object]:
         """Everything besides the source and the options that decides what the result is."""
 
     def start(self, work: Path, first: int, told: Told) -> list[str]:
@@ -108,7 +108,12 @@ def run_prune(
                 f"{work} holds unfinished layers of an earlier run: go on with --resume, or start again with --force"
             )
         shutil.rmtree(work)
-    plan: dict[str, object] = {**walk.plan(), "source": _identity(src), "options": str(options), "version": _VERSION}
+    plan: dict[str, object] = {
+        **walk.plan(progress),
+        "source": _identity(src),
+        "options": str(options),
+        "version": _VERSION,
+    }
     threads = torch.get_num_threads()
     torch.set_num_threads(options.threads or threads)
     try:

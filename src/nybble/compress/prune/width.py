@@ -18,6 +18,7 @@ from nybble.backends.torch import Layer, TorchDecoder
 from nybble.compress.calibration.groups import walk_groups
 from nybble.compress.calibration.samples import Calibration, load_calibration
 from nybble.compress.calibration.stream import Moments, Stream
+from nybble.compress.methods import Progress
 from nybble.compress.prune.layers import PrunedLayer
 from nybble.compress.prune.options import PruneOptions
 from nybble.compress.prune.shares import allocate, whole
@@ -110,9 +111,11 @@ class Width:
         )
         return replace(narrow, qkv_bias=True, out_bias=True) if self._compensate == "bias" else narrow
 
-    def plan(self) -> Mapping[str, object]:
+    def plan(self, progress: Progress) -> Mapping[str, object]:
         """As Walk.plan."""
-        self._calibration = load_calibration(self._model.checkpoint, self._options.calibration(DEFAULT_SAMPLES))
+        self._calibration = load_calibration(
+            self._model.checkpoint, self._options.calibration(DEFAULT_SAMPLES), progress
+        )
         return {"calibration": self._calibration.digest}
 
     @torch.no_grad()

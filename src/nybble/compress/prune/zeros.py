@@ -16,6 +16,7 @@ from nybble.backends.torch import TorchDecoder
 from nybble.compress.calibration.groups import walk_groups
 from nybble.compress.calibration.samples import Calibration, load_calibration
 from nybble.compress.calibration.stream import Moments, Stream
+from nybble.compress.methods import Progress
 from nybble.compress.prune.layers import PrunedLayer
 from nybble.compress.prune.masks import GlobalCut, magnitude_mask, nm_mask, row_mask, wanda_score
 from nybble.compress.prune.options import PruneOptions
@@ -48,11 +49,13 @@ class Zeros:
         """As Walk.sources."""
         return list(range(self._model.num_layers))
 
-    def plan(self) -> Mapping[str, object]:
+    def plan(self, progress: Progress) -> Mapping[str, object]:
         """As Walk.plan."""
         if not self._options.calibrated:
             return {}
-        self._calibration = load_calibration(self._model.checkpoint, self._options.calibration(DEFAULT_SAMPLES))
+        self._calibration = load_calibration(
+            self._model.checkpoint, self._options.calibration(DEFAULT_SAMPLES), progress
+        )
         return {"calibration": self._calibration.digest}
 
     def start(self, work: Path, first: int, told: Told) -> list[str]:

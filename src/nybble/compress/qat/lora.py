@@ -19,7 +19,6 @@ from nybble.backends.torch import Layer, Rope
 from nybble.backends.torch.trainable import TrainableDecoder
 from nybble.checkpoint import open_checkpoint
 from nybble.compress.bnb.algorithm import quantize_4bit
-from nybble.compress.calibration.own_text import Sampler
 from nybble.compress.distil.run import teacher_of
 from nybble.compress.distil.task import DistilTask
 from nybble.compress.distil.teacher import shared_vocab
@@ -93,11 +92,10 @@ def run_lora(
     progress: Progress,
     *,
     resume: bool,
-    sampler: Sampler | None,
     force: bool,
 ) -> StageResult:
     """As `run_qat`, for `lora`. dst: a PEFT folder, or a bitsandbytes folder with the factors merged in."""
-    return _Lora(src, dst, options, group, progress, force).run(resume, sampler)
+    return _Lora(src, dst, options, group, progress, force).run(resume)
 
 
 class _Lora:
@@ -118,11 +116,11 @@ class _Lora:
         self._scale = options.lora_alpha / options.rank
         self._base: dict[str, Codebook4] = {}
 
-    def run(self, resume: bool, sampler: Sampler | None) -> StageResult:
+    def run(self, resume: bool) -> StageResult:
         options, group = self._options, self._group
         teacher = open_checkpoint(self._src if options.teacher is None else options.teacher)
         shared_vocab(self._model.checkpoint, teacher)
-        data = load_data(teacher, options, group, sampler, self._progress)
+        data = load_data(teacher, options, group, self._progress)
         if not group.leads:
             trained, model = self._train(data, None)
             self._factors(model)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from nybble.backends.torch.trainable import TrainableDecoder
 from nybble.checkpoint import open_checkpoint
-from nybble.compress.calibration.own_text import Sampler
 from nybble.compress.distil.run import teacher_of
 from nybble.compress.distil.task import DistilTask
 from nybble.compress.distil.teacher import shared_vocab
@@ -37,14 +36,12 @@ def run_qat(
     *,
     progress: Progress | None = None,
     resume: bool = False,
-    sampler: Sampler | None = None,
     force: bool = False,
 ) -> StageResult:
     """Train the model at `src` on the grid of `options.to` and write it to `dst`.
 
     A folder for integers and nf4, a GGUF file (a name that ends in .gguf) for GGUF types. resume: go on with what an
-    interrupted run left in `DST.partial`. sampler: writes text with the teacher, for data that is `self`. force:
-    replace what is at `dst`.
+    interrupted run left in `DST.partial`. force: replace what is at `dst`.
 
     Raises:
         ConfigError: the options cannot be used, or the teacher has another tokenizer.
@@ -62,8 +59,8 @@ def run_qat(
         options = replace(options, bf16=settled(options, group).bf16)
         told = progress if progress is not None and group.leads else Silent()
         if options.lora is not None:
-            return run_lora(src, dst, options, group, told, resume=resume, sampler=sampler, force=force)
-        return _Training(src, dst, options, group, told, force).run(resume, sampler)
+            return run_lora(src, dst, options, group, told, resume=resume, force=force)
+        return _Training(src, dst, options, group, told, force).run(resume)
 
 
 class _Training:
@@ -77,11 +74,11 @@ class _Training:
         self._teacher = open_checkpoint(src if options.teacher is None else options.teacher)
         self._vocab = shared_vocab(self._model.checkpoint, self._teacher)
 
-    def run(self, resume: bool, sampler: Sampler | None) -> StageResult:
+    def run(self, resume: bool) -> StageResult:
         options, group = self._options, self._group
         for note in (*(self._model.folder.notes if self._model.folder is not None else ()), *self._plan.notes):
             self._progress.note(note)
-        data = load_data(self._teacher, options, group, sampler, self._progress)
+        data = load_data(self._teacher, options, group, self._progress)
         if not group.leads:
             model = self._make_model(data)
             self._trainer(model, data, None).run()

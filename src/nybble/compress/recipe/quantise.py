@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 from nybble.compress import table
+from nybble.compress.calibration.text import OwnText
 from nybble.compress.methods import Method, Progress, QuantizeRequest, find
 from nybble.compress.stage import StageResult
 from nybble.core.errors import ConfigError
@@ -22,7 +22,7 @@ class QuantiseOptions:
     type: str
     imatrix: Path | None = None
     tensor: tuple[str, ...] = ()
-    calibrate: str | Callable[[], Sequence[str]] | None = None
+    calibrate: str | OwnText | None = None
     calibration_samples: int | None = None
     calibration_tokens: int | None = None
     group_size: int | None = None

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from nybble.checkpoint import open_checkpoint
-from nybble.compress.calibration.own_text import Sampler, with_own_text
+from nybble.compress.calibration.text import SELF, OwnText
 from nybble.compress.gguf.write import check_target
 from nybble.compress.methods import Progress
 from nybble.compress.recipe.measure import measure
@@ -46,12 +45,11 @@ def compress(
     resume: bool = False,
     force: bool = False,
     threads: int | None = None,
-    sampler: Sampler | None = None,
 ) -> Compressed:
     """Make `source` smaller as the recipe says, and write it to `target`, the report to `report_folder(target)`.
 
     resume: go on where an interrupted run stopped; finished stages are not done again. threads: of the measurements.
-    sampler: lets `source` write the text of stages that want `self`.
+    `source` writes the text of stages that want `self`.
 
     Raises:
         ConfigError: the recipe does not fit the model or the target.
@@ -67,7 +65,7 @@ def compress(
                 f"{folder.path} holds an unfinished run ({folder.num_finished()} stages done): go on with --resume, "
                 "or start again with --force"
             )
-        finished = _stages(source, recipe, names, folder, progress, resume=resume, sampler=sampler)
+        finished = _stages(source, recipe, names, folder, progress, resume=resume)
         paths = [source, *(one.path for one in finished)]
         progress.note(f"measuring {len(paths)} models")
         measured = measure(paths, recipe.report, folder.path, progress, threads=threads)
@@ -104,7 +102,6 @@ def _stages(
     progress: Progress,
     *,
     resume: bool,
-    sampler: Sampler | None,
 ) -> list[Finished]:
     found: list[Finished] = []
     path, identity = source, _identity(source)
@@ -114,13 +111,21 @@ def _stages(
         done = folder.finished(name, identity) if resume else None
         if done is None:
             progress.note(f"stage {stage.number} of {len(recipe.stages)}: {stage.kind}")
-            stage = replace(stage, options=with_own_text(stage.options, sampler, source))
-            done = _run(stage, path, folder, name, identity, progress, resume=resume, sampler=sampler)
+            stage = _calibrated_on(stage, source)
+            done = _run(stage, path, folder, name, identity, progress, resume=resume)
         else:
             progress.note(f"stage {stage.number} of {len(recipe.stages)}: {stage.kind} is finished already")
         found.append(done)
         path = done.path
     return found
+
+
+def _calibrated_on(stage: Stage, source: Path) -> Stage:
+    """The stage with the recipe's source as what writes its text, where it would write one itself."""
+    options: Any = stage.options
+    if getattr(options, "calibrate", None) != SELF:
+        return stage
+    return replace(stage, options=replace(options, calibrate=OwnText(source)))
 
 
 def _run(
@@ -132,14 +137,12 @@ def _run(
     progress: Progress,
     *,
     resume: bool,
-    sampler: Sampler | None,
 ) -> Finished:
     same = folder.begin(name, identity)
     run = KINDS[stage.kind].run
-    more: dict[str, Any] = {"sampler": sampler} if "sampler" in inspect.signature(run).parameters else {}
     began = time.perf_counter()
     try:
-        result = run(source, folder.path / name, stage.options, progress=progress, resume=resume and same, **more)
+        result = run(source, folder.path / name, stage.options, progress=progress, resume=resume and same)
     except NybbleError as e:
         raise type(e)(f"stage {stage.number} ({stage.kind}): {e}") from e
     return folder.finish(name, identity, result, time.perf_counter() - began)

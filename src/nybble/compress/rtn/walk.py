@@ -90,10 +90,10 @@ class RoundToNearest:
             scale_dtype=TORCH_DTYPES[self.model.dtype],
         )
 
-    def plan(self) -> Mapping[str, object]:
+    def plan(self, progress: Progress) -> Mapping[str, object]:
         """As LayerPass.plan."""
         if self._calibrated:
-            self._calibration = load_calibration(self.model.checkpoint, self._options)
+            self._calibration = load_calibration(self.model.checkpoint, self._options, progress)
         return {
             "types": self._types,
             "grids": [str(grid) for grid in self._grids.values()],

@@ -51,8 +51,8 @@ class LayerPass(Protocol):
     @property
     def model(self) -> FolderModel: ...
 
-    def plan(self) -> Mapping[str, object]:
-        """Everything besides the source and the type that decides what the result is."""
+    def plan(self, progress: Progress) -> Mapping[str, object]:
+        """Everything besides the source and the type that decides what the result is. Raises as `load_calibration`."""
 
     def config(self) -> Mapping[str, object] | None:
         """quantization_config; None for a folder that is not quantised."""
@@ -111,7 +111,12 @@ def quantize_folder(
         expected = expected_time(layer_pass.seconds())
         progress.note(expected)
         return replace(report, notes=(*report.notes, expected))
-    identity = {**layer_pass.plan(), "source": _identity(request.source), "method": request.method.name, "version": 1}
+    identity = {
+        **layer_pass.plan(progress),
+        "source": _identity(request.source),
+        "method": request.method.name,
+        "version": 1,
+    }
     with OutputFolder(request.target, identity, force=request.force) as folder:
         progress.start(sum(m.num_weights for m in model.all_modules()) + sum(map(_joining, plan.entries)))
         errors = _layers(model, layer_pass, folder.work, progress)

@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from nybble.checkpoint import Checkpoint
-from nybble.compress.calibration.own_text import Sampler
+from nybble.compress.calibration.own_text import write_own_text
 from nybble.compress.calibration.text import SELF, read_texts
+from nybble.compress.methods import Progress, Silent
 from nybble.core.errors import ConfigError
 from nybble.tokenizer import load_tokenizer
 
@@ -56,12 +57,12 @@ def load_sequences(
     seq_len: int,
     tokens: int,
     seed: int = 0,
-    sampler: Sampler | None = None,
+    progress: Progress | None = None,
 ) -> Sequences:
     """Sequences of together up to `tokens` tokens.
 
-    data: a text file, a JSONL file with a `text` in each line, the name of a data set, `self` for what
-    `sampler` writes, or None for the built-in text.
+    data: a text file, a JSONL file with a `text` in each line, the name of a data set, `self` for what the model
+    writes, or None for the built-in text.
 
     Raises:
         ConfigError: there is no such text, it is too short, or it does not belong to the model.
@@ -70,7 +71,8 @@ def load_sequences(
     if seq_len > checkpoint.spec.context_length:
         raise ConfigError(f"seq_len {seq_len} is more than the model's context of {checkpoint.spec.context_length}")
     if data == SELF:
-        documents, name = _own_texts(checkpoint, tokens, seed, sampler), "text that the teacher wrote"
+        documents = write_own_text(checkpoint.path, tokens, seed, Silent() if progress is None else progress)
+        name = "text that the teacher wrote"
     else:
         documents, name = _encoded(checkpoint, data, tokens)
     return pack(documents, checkpoint, name, seq_len=seq_len, tokens=tokens)
@@ -99,14 +101,6 @@ def pack(
         raise ConfigError("the tokenizer gives tokens that the model has no embedding for: they do not belong together")
     windows = np.lib.stride_tricks.sliding_window_view(flat, seq_len + 1)[::seq_len]
     return Sequences(np.ascontiguousarray(windows), name)
-
-
-def _own_texts(checkpoint: Checkpoint, tokens: int, seed: int, sampler: Sampler | None) -> list[list[int]]:
-    if sampler is None:
-        raise ConfigError(
-            "data: self needs somebody who runs the teacher: nybble's commands do, a program hands one in"
-        )
-    return sampler(checkpoint.path, tokens, seed)
 
 
 def _encoded(checkpoint: Checkpoint, data: str | None, tokens: int) -> tuple[list[list[int]], str]:

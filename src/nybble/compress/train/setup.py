@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 
 from nybble.checkpoint import Checkpoint
-from nybble.compress.calibration.own_text import Sampler
 from nybble.compress.calibration.text import SELF
 from nybble.compress.methods import Progress
 from nybble.compress.stage import StageResult
@@ -77,9 +76,7 @@ def files_of(source: Path) -> list[object]:
     return [str(source.resolve()), *([f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files if f.exists())]
 
 
-def load_data(
-    checkpoint: Checkpoint, options: TrainOptions, group: Group, sampler: Sampler | None, progress: Progress
-) -> Sequences:
+def load_data(checkpoint: Checkpoint, options: TrainOptions, group: Group, progress: Progress) -> Sequences:
     """As many sequences as a run can use. Raises as `load_sequences`."""
     steps = options.num_steps
     wanted = _MOST_TOKENS if steps is None else steps * options.tokens_per_step * group.size
@@ -95,7 +92,7 @@ def load_data(
             seq_len=options.seq_len,
             tokens=tokens,
             seed=options.seed,
-            sampler=sampler,
+            progress=progress,
         )
         count, length = found.token_ids.shape
         progress.note(f"{count} sequences of {length - 1} tokens of {found.name}")
