@@ -36,16 +36,17 @@ class Asked:
 class GPTQConfig:
     """GPTQ: columns rounded one after the other, each error spread over those to come.
 
-    bits: 2, 3, 4 or 8. desc_act: groups in the order of importance, which readers follow by g_idx and some kernels
-    cannot; without it columns are rounded in that order too, but inside their groups. damp_percent: the share of the
-    mean of the Hessian's diagonal that is added to it; more trusts the text less. sym: a zero point in the middle.
-    dataset: what to calibrate with, num_samples windows of it with sample_tokens tokens each. modules_to_not_convert:
-    parts of names of linears that stay in 16 bits.
+    bits: 2, 3, 4 or 8. group_size: inputs per scale, -1 for whole rows; None: 128, whole rows at 8 bits. desc_act:
+    groups in the order of importance, which readers follow by g_idx and some kernels cannot; without it columns are
+    rounded in that order too, but inside their groups. damp_percent: the share of the mean of the Hessian's diagonal
+    that is added to it; more trusts the text less. sym: a zero point in the middle. dataset: what to calibrate with,
+    num_samples windows of it with sample_tokens tokens each. modules_to_not_convert: parts of names of linears that
+    stay in 16 bits.
     """
 
     bits: int = 4
     dataset: Dataset = None
-    group_size: int = 128
+    group_size: int | None = None
     damp_percent: float = 0.25
     desc_act: bool = False
     static_groups: bool = False
@@ -60,13 +61,14 @@ class GPTQConfig:
         if self.bits not in (2, 3, 4, 8):
             raise ConfigError(f"GPTQConfig(bits={self.bits!r}) cannot be used: bits must be 2, 3, 4 or 8")
         options: dict[str, object] = {
-            "group_size": self.group_size,
             "damp_percent": self.damp_percent,
             "desc_act": self.desc_act,
             "static_groups": self.static_groups,
             "symmetric": self.sym,
             "clip_search": self.clip_search,
         }
+        if self.group_size is not None:
+            options["group_size"] = self.group_size
         options |= _calibration(self.dataset, self.num_samples, self.sample_tokens)
         return Asked(f"gptq-{self.bits}bit", options, _kept(self.modules_to_not_convert))
 

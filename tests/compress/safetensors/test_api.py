@@ -26,6 +26,8 @@ def test_every_config_quantises(llama: Path, text: Path, tmp_path: Path) -> None
     )
     assert (quantisation(tmp_path / "a")["group_size"], quantisation(tmp_path / "a")["sym"]) == (64, False)
     assert any("8 x 32 tokens of text.txt" in note for note in progress.notes)
+    nybble.quantize(llama, nybble.GPTQConfig(bits=8, **short), tmp_path / "rows")
+    assert quantisation(tmp_path / "rows")["group_size"] == -1
     nybble.quantize(llama, nybble.AWQConfig(**short), str(tmp_path / "b"))
     assert quantisation(tmp_path / "b")["version"] == "gemm"
     config = nybble.BitsAndBytesConfig(

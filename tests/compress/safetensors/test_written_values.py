@@ -44,6 +44,8 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     *(("bnb", to, {}) for to in ("nf4", "fp4", "llm-int8")),
     ("bnb", "nf4", {"double_quant": True}),
     *(("gptq", f"gptq-{bits}bit", {"symmetric": symmetric}) for bits in (2, 3, 4, 8) for symmetric in (True, False)),
+    ("gptq", "gptq-8bit", {"group_size": 32}),
+    ("gptq", "gptq-4bit", {"group_size": -1}),
     ("gptq", "gptq-4bit", {"desc_act": True}),
     ("gptq", "gptq-4bit", {"desc_act": True, "static_groups": True, "group_size": 32, "damp_percent": 0.2}),
     ("awq", "awq-4bit", {}),

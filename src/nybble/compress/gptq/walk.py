@@ -34,6 +34,7 @@ from nybble.formats.dialects.gptq import write_gptq
 from nybble.formats.stored import Stored
 
 _GROUP_SIZE = 128
+_WHOLE_ROWS = -1  # what scales of groups would add to 8 bits, these do not need
 _DAMP = 0.25  # 0.05 fits the text a little closer and other text worse: benchmarks/quality-qwen1.5b.md
 _TOKENS_PER_INPUT = 2  # with fewer than one, H is not of full rank, and 4 bits came out worse than rounded to nearest
 _OPTIONS = (
@@ -61,7 +62,9 @@ class Gptq:
         self._modules = [module for module in modules if module.stem not in self._skipped]
         if not self._modules:
             raise ConfigError("every linear is left out by --tensor: there is nothing to quantise")
-        group_size, self._note = fitting_group(options.group_size(_GROUP_SIZE), [m.inputs for m in self._modules])
+        group_size, self._note = fitting_group(
+            options.group_size(_WHOLE_ROWS if bits == 8 else _GROUP_SIZE), [m.inputs for m in self._modules]
+        )
         for module in self._modules:
             if any(width * bits % 32 for width in module.shape):
                 raise ConfigError(
