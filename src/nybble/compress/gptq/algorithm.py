@@ -133,11 +133,13 @@ def inverse_factor(hessian: torch.Tensor, damp_percent: float) -> tuple[torch.Te
         for dtype in (torch.float32, torch.float64):
             damped = hessian.to(dtype).flip(0, 1)
             damped.diagonal().add_(damp * mean + dead.flip(0).to(dtype) * mean)
-            lower, failed = torch.linalg.cholesky_ex(damped)
+            factor, failed = torch.linalg.cholesky_ex(damped)
+            del damped  # not more than two at a time: each may be half a gigabyte
             if int(failed):
                 continue
             # Turned back, the factor is upper and H = R R^T: the factor of H^-1 = R^-T R^-1 is R^-1.
-            upper = _inverse_of_upper(lower.flip(0, 1))
+            factor = factor.flip(0, 1)
+            upper = _inverse_of_upper(factor)
             if bool(torch.isfinite(upper).all()):
                 return upper.float(), damp
         damp = max(damp * _GROWTH, 1e-3)
