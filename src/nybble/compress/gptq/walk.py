@@ -150,7 +150,7 @@ class Gptq:
         decoder = TorchDecoder(self.model.checkpoint, context=self.model.spec.context_length)
         self._stream = Stream(decoder, torch.from_numpy(self._calibration.token_ids))
         self._stream.start(work, first_layer)
-        notes = [self._calibration.coverage(), *([self._note] if self._note else [])]
+        notes = [self._calibration.coverage("GPTQ"), *([self._note] if self._note else [])]
         tokens, widest = num_tokens(self._options), max(module.inputs for module in self._modules)
         if tokens < _TOKENS_PER_INPUT * widest:
             notes.append(

@@ -64,7 +64,7 @@ class Zeros:
             decoder = TorchDecoder(self._model.checkpoint, context=self._model.spec.context_length)
             self._stream = Stream(decoder, torch.from_numpy(self._calibration.token_ids))
             self._stream.start(work, first)
-            return [self._calibration.coverage()]
+            return [self._calibration.coverage("SparseGPT" if self._options.method == "sparsegpt" else None)]
         if self._options.scope == "global":
             assert self._options.amount is not None
             self._cut = GlobalCut.find(self._weights, self._options.amount)
