@@ -118,6 +118,15 @@ def test_a_dry_run_says_what_would_be(llama: Path, text: Path, tmp_path: Path, t
     assert dry.target_bytes == done.target_bytes == (tmp_path / "out" / "model.safetensors").stat().st_size
 
 
+def test_a_dry_run_counts_the_model_that_writes(text: Path, tmp_path: Path) -> None:
+    model = make_tiny("llama", tmp_path / "model", vocab_size=1024, num_hidden_layers=8)
+    few = {"calibration_samples": 4, "calibration_tokens": 8}
+    read = run(model, tmp_path / "out", "gptq-4bit", dry_run=True, calibrate=str(text), **few)
+    written = run(model, tmp_path / "out", "gptq-4bit", dry_run=True, calibrate="self", **few)
+    weights = sum(np.prod(tensor.shape) for tensor in open_checkpoint(model).tensors.values())
+    assert written.peak_bytes > max(read.peak_bytes, weights)
+
+
 @pytest.mark.parametrize("to", ["gptq-4bit", "awq-4bit", "int4"])
 def test_it_goes_on_where_it_was_interrupted(
     llama: Path, text: Path, tmp_path: Path, to: str, monkeypatch: pytest.MonkeyPatch

@@ -5,9 +5,10 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 
-from nybble.checkpoint import open_checkpoint
+from nybble.checkpoint import Checkpoint, open_checkpoint
 from nybble.compress.gguf.quantize import quantize as to_gguf
 from nybble.compress.methods import Progress, QuantizeRequest, Silent, find
 from nybble.compress.scratch import scratch_folder
@@ -20,6 +21,7 @@ from nybble.tokenizer import load_tokenizer
 _AT_ONCE = 48  # documents
 _LENGTH = 256  # tokens of one, at most
 _LEAST = 16  # shorter ones say nothing
+_CONTEXT = _LENGTH + 16
 
 
 def own_texts(model: Path, num_tokens: int, progress: Progress) -> list[str]:
@@ -44,15 +46,14 @@ def write_own_text(model: Path, num_tokens: int, seed: int, progress: Progress) 
     """
     progress.note(f"{model.name} writes {num_tokens} tokens to learn from")
     with _as_it_writes(model) as weights:
-        loaded = load_model(weights, context=_LENGTH + 16)
+        loaded = load_model(weights, context=_CONTEXT)
     return _documents(loaded, num_tokens, random.Random(seed), str(model))
 
 
 @contextmanager
 def _as_it_writes(model: Path) -> Iterator[Path]:
     """Files with at most 8 bits a weight, or the model's own."""
-    tensors = open_checkpoint(model).tensors.values()
-    if not all(tensor.packed is None and tensor.format.name in ("F32", "F16", "BF16") for tensor in tensors):
+    if not _is_wide(open_checkpoint(model)):
         yield model
         return
     with scratch_folder() as folder:
@@ -61,13 +62,28 @@ def _as_it_writes(model: Path) -> Iterator[Path]:
         yield target
 
 
+def _is_wide(checkpoint: Checkpoint) -> bool:
+    tensors = checkpoint.tensors.values()
+    return all(tensor.packed is None and tensor.format.name in ("F32", "F16", "BF16") for tensor in tensors)
+
+
+def writing_bytes(checkpoint: Checkpoint) -> int:
+    """Memory that a model takes while it writes, about: its weights, and keys and values in 16 bits."""
+    spec = checkpoint.spec
+    weights = checkpoint.file_bytes
+    if _is_wide(checkpoint):
+        weights = sum(prod(tensor.shape) for tensor in checkpoint.tensors.values()) * 34 // 32
+    numbers = sum(2 * layer.num_kv_heads * layer.head_dim for layer in spec.layers)
+    return weights + _AT_ONCE * _CONTEXT * numbers * 2
+
+
 def _documents(loaded: LoadedModel, num_tokens: int, draw: random.Random, name: str) -> list[list[int]]:
     special = loaded.tokenizer.special_token_ids
     first = [i for i in range(loaded.tokenizer.vocab_size) if i not in special]
     bos = loaded.checkpoint.bos_token_id
     begin = [bos] if loaded.checkpoint.add_bos and bos is not None else []
     generator = loaded.generator(
-        num_blocks=_AT_ONCE * (blocks_for(_LENGTH + 16) + 1), max_num_seqs=_AT_ONCE, enable_prefix_caching=False
+        num_blocks=_AT_ONCE * (blocks_for(_CONTEXT) + 1), max_num_seqs=_AT_ONCE, enable_prefix_caching=False
     )
     documents: list[list[int]] = []
     found = 0

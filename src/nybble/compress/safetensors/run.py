@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from nybble.compress.calibration.own_text import writing_bytes
+from nybble.compress.calibration.text import SELF
 from nybble.compress.methods import Progress, QuantizeReport, QuantizeRequest, expected_time
 from nybble.compress.safetensors.model import Floats, FolderModel, Module, open_folder_model
 from nybble.compress.safetensors.side_files import write_side_files
@@ -106,7 +108,7 @@ def quantize_folder(
     for note in model.notes:
         progress.note(note)
     plan = _plan(model, layer_pass)
-    report = _predict(model, layer_pass, plan)
+    report = _predict(request, model, layer_pass, plan)
     if request.dry_run:
         expected = expected_time(layer_pass.seconds())
         progress.note(expected)
@@ -175,12 +177,13 @@ def _plan(model: FolderModel, layer_pass: LayerPass) -> _Plan:
     return plan
 
 
-def _predict(model: FolderModel, layer_pass: LayerPass, plan: _Plan) -> QuantizeReport:
+def _predict(request: QuantizeRequest, model: FolderModel, layer_pass: LayerPass, plan: _Plan) -> QuantizeReport:
     by_type = {kind: (plan.counts[kind], size) for kind, size in plan.sizes.items()}
     source, total = model.checkpoint.file_bytes, shards_bytes(plan.entries)
     # What is in no layer is decoded, checked and stored again in one piece.
     outer = max((7 * prod(model.checkpoint.tensors[name].shape) for name in model.outer()), default=0)
-    peak = max(layer_pass.peak_bytes(), outer)
+    written = writing_bytes(model.checkpoint) if request.options.get("calibrate") == SELF else 0
+    peak = max(layer_pass.peak_bytes(), outer, written)
     return QuantizeReport(source, total, model.num_weights, by_type, model.notes, peak)
 
 
