@@ -39,14 +39,16 @@ def nybble(*arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_student_learns_from_what_the_teacher_writes(folder: Path, tmp_path: Path) -> None:
+def test_a_student_learns_from_a_text_and_from_what_the_teacher_writes(
+    folder: Path, text: Path, tmp_path: Path
+) -> None:
     done = nybble(
-        "distil", folder, tmp_path / "out", "--teacher", folder, "--data", "self", "--tokens", 400, "--alpha", 0.5,
-        "--temperature", 2, *SHORT,
+        "distil", folder, tmp_path / "out", "--teacher", folder, "--data", text, "--data", "self", "--tokens", 400,
+        "--alpha", 0.5, "--temperature", 2, *SHORT,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "3 steps, 96 tokens" in done.stdout
-    assert "text that the teacher wrote" in done.stderr and "step 3 of 3, loss" in done.stderr
+    assert f"of {text.name} and text that the teacher wrote" in done.stderr and "step 3 of 3, loss" in done.stderr
     assert len((tmp_path / "out" / "train.jsonl").read_text().splitlines()) == 3
     assert len(open_checkpoint(tmp_path / "out").spec.layers) == 2
 

@@ -54,7 +54,7 @@ def distil(
     """Train STUDENT to say what the teacher says, and write it to DST. See docs/train.md."""
     given: dict[str, object] = {
         "teacher": local_path(teacher),
-        "data": data,
+        "data": training.one_or_more(data),
         "tokens": tokens,
         "steps": steps,
         "minutes": minutes,

@@ -71,7 +71,7 @@ def qat(
     given: dict[str, object] = {
         "to": to,
         "teacher": None if teacher is None else local_path(teacher),
-        "data": data,
+        "data": training.one_or_more(data),
         "tokens": tokens,
         "steps": steps,
         "minutes": minutes,

@@ -19,11 +19,12 @@ from nybble.compress.stage import StageResult, parse_options, partial
 from nybble.core.errors import ConfigError, OutputError
 
 Data = Annotated[
-    str | None,
+    list[str] | None,
     typer.Option(
         "--data",
         metavar="TEXT|DATASET|self",
-        help="A text or JSONL file, a `datasets` name, or self: what the teacher writes. Default: Python's docs.",
+        help="A text or JSONL file, a `datasets` name, or self: what the teacher writes. May be given several times. "
+        "Default: Python's docs.",
     ),
 ]
 Tokens = Annotated[int | None, typer.Option(help="Tokens of it to use. Default: as many as the run reads.")]
@@ -56,6 +57,13 @@ Cache = Annotated[Path | None, typer.Option(metavar="FOLDER", help="With --top-k
 SaveMinutes = Annotated[float | None, typer.Option(help="Minutes between two checkpoints. Default: 5.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace DST if it exists, and unfinished work for it.")]
+
+
+def one_or_more(data: list[str] | None) -> str | tuple[str, ...] | None:
+    """What was given with --data, as the options of a run take it."""
+    if not data:
+        return None
+    return data[0] if len(data) == 1 else tuple(data)
 
 
 def train(

@@ -49,6 +49,14 @@ def test_a_recipe_is_its_stages_with_their_options(tmp_path: Path) -> None:
 
 
 @pytest.mark.unit
+def test_a_stage_may_train_on_several_texts(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, "stages:\n- distil: {teacher: x, data: [a.txt, self]}\n"))
+    assert recipe.stages[0].options.data == ("a.txt", "self")
+    with pytest.raises(ConfigError, match=r"line 2: data is an empty list"):
+        load_recipe(write(tmp_path, "stages:\n- distil: {teacher: x, data: []}\n"))
+
+
+@pytest.mark.unit
 @pytest.mark.parametrize("name", ["narrow-q8", "shallow-q4", "trained-q2"])
 def test_ready_recipes_are_found_and_good(name: str) -> None:
     assert name in ready_recipes()

@@ -60,6 +60,32 @@ def test_the_teacher_writes(llama: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert found.token_ids[0, :3].tolist() == [5, 6, 7] and "teacher wrote" in found.name
 
 
+def test_several_texts_share_the_tokens(
+    llama: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = []
+
+    def write(path: Path, tokens: int, seed: int, progress: object) -> list[list[int]]:
+        wanted.append(tokens)
+        return [[5] * 9] * 1000
+
+    monkeypatch.setattr("nybble.compress.train.data.write_own_text", write)
+    short = tmp_path / "short.jsonl"
+    short.write_text('{"text": "the lower"}\n')
+    checkpoint = open_checkpoint(llama)
+    few = len(load_tokenizer(checkpoint.tokenizer).encode("the lower", add_special=False)) + 1
+    found = load_sequences(checkpoint, (str(short), str(text), "self"), seq_len=8, tokens=2400)
+    rest = 2400 - few
+    assert found.name == "short.jsonl and text.txt and text that the teacher wrote"
+    flat = found.token_ids[:, :-1].reshape(-1)
+    assert len(flat) == 2400 // 8 * 8
+    assert wanted == [rest - (rest // 2 + 1)]  # the cut text ends with an end of text
+    own = flat[few + rest // 2 + 1 :]
+    assert set(own.tolist()) == {5, checkpoint.eos_token_ids[0]}
+    load_sequences(checkpoint, (str(text), "self"), seq_len=8, tokens=2400, own_tokens=100)
+    assert wanted[1:] == [100]
+
+
 def test_a_data_set_by_its_name(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Fake:
         @staticmethod

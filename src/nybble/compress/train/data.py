@@ -21,6 +21,8 @@ from nybble.compress.methods import Progress, Silent
 from nybble.core.errors import ConfigError
 from nybble.tokenizer import load_tokenizer
 
+# A text or several; None: the built-in one.
+Data = str | tuple[str, ...] | None
 _CHARS_PER_TOKEN = 6
 
 
@@ -52,17 +54,19 @@ class Sequences:
 
 def load_sequences(
     checkpoint: Checkpoint,
-    data: str | None,
+    data: Data,
     *,
     seq_len: int,
     tokens: int,
+    own_tokens: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Sequences:
     """Sequences of together up to `tokens` tokens.
 
     data: a text file, a JSONL file with a `text` in each line, the name of a data set, `self` for what the model
-    writes, or None for the built-in text.
+    writes (own_tokens of it at most), or None for the built-in text. Several give equal shares; what one has too little
+    for, those behind it make up for.
 
     Raises:
         ConfigError: there is no such text, it is too short, or it does not belong to the model.
@@ -70,12 +74,35 @@ def load_sequences(
     """
     if seq_len > checkpoint.spec.context_length:
         raise ConfigError(f"seq_len {seq_len} is more than the model's context of {checkpoint.spec.context_length}")
-    if data == SELF:
-        documents = write_own_text(checkpoint.path, tokens, seed, Silent() if progress is None else progress)
-        name = "text that the teacher wrote"
-    else:
-        documents, name = _encoded(checkpoint, data, tokens)
-    return pack(documents, checkpoint, name, seq_len=seq_len, tokens=tokens)
+    sources = data if isinstance(data, tuple) else (data,)
+    documents: list[list[int]] = []
+    names = []
+    left = tokens
+    for number, source in enumerate(sources):
+        share = max(1, left // (len(sources) - number))
+        if source == SELF:
+            wanted = share if own_tokens is None else min(share, own_tokens)
+            found = write_own_text(checkpoint.path, wanted, seed, Silent() if progress is None else progress)
+            name = "text that the teacher wrote"
+        else:
+            found, name = _encoded(checkpoint, source, share)
+        if len(sources) > 1:
+            found = _first_tokens(found, share)
+        documents += found
+        names.append(name)
+        left -= sum(len(document) + 1 for document in found)
+    return pack(documents, checkpoint, " and ".join(names), seq_len=seq_len, tokens=tokens)
+
+
+def _first_tokens(documents: list[list[int]], count: int) -> list[list[int]]:
+    """So many tokens, with the ends of documents."""
+    found: list[list[int]] = []
+    for document in documents:
+        if count <= 0:
+            break
+        found.append(document[:count])
+        count -= len(found[-1]) + 1
+    return found
 
 
 def pack(

@@ -18,7 +18,8 @@ class TrainOptions:
     peak, reached after `warmup` steps, from where a cosine leads down to a hundredth of it. clip: the largest norm of a
     gradient. bf16: matrix products in bfloat16 (autocast); None: where the processor has instructions for it.
     recompute: keep no activations inside of layers (less memory, a third more time). data: a text or JSONL file, the
-    name of a `datasets` data set, `self` for text that the teacher writes; None: text that comes with Python.
+    name of a `datasets` data set, `self` for text that the teacher writes, or several of these; None: text that comes
+    with Python.
     save_minutes: between two checkpoints.
     """
 
@@ -34,7 +35,7 @@ class TrainOptions:
     seed: int = 0
     bf16: bool | None = None
     recompute: bool = False
-    data: str | None = None
+    data: str | tuple[str, ...] | None = None
     tokens: int | None = None
     save_minutes: float = 5.0
     threads: int | None = None
@@ -42,6 +43,8 @@ class TrainOptions:
     def __post_init__(self) -> None:
         if self.steps is not None and self.minutes is not None:
             raise ConfigError("steps and minutes both say how long to train: give one of them")
+        if self.data == ():
+            raise ConfigError("data is an empty list: name a text, or leave it out for Python's documentation")
         for name, low, high in (
             ("steps", 1, 1 << 24), ("batch", 1, 1 << 12), ("seq_len", 8, 1 << 17), ("accumulate", 1, 1 << 12),
             ("warmup", 0, 1 << 20), ("seed", 0, (1 << 31) - 1), ("threads", 1, 1 << 12), ("tokens", 64, 1 << 40),

@@ -80,10 +80,9 @@ def load_data(checkpoint: Checkpoint, options: TrainOptions, group: Group, progr
     """As many sequences as a run can use. Raises as `load_sequences`."""
     steps = options.num_steps
     wanted = _MOST_TOKENS if steps is None else steps * options.tokens_per_step * group.size
-    if options.data == SELF:
-        wanted = int(options.minutes * _SELF_PER_MINUTE) if options.minutes is not None else int(wanted * _SELF_SHARE)
-        wanted = min(_MOST_SELF, max(4 * options.seq_len, wanted))
-    tokens = options.tokens or min(wanted, _MOST_TOKENS)
+    own = int(options.minutes * _SELF_PER_MINUTE) if options.minutes is not None else int(wanted * _SELF_SHARE)
+    own = options.tokens or min(_MOST_SELF, max(4 * options.seq_len, own))
+    tokens = options.tokens or (own if options.data == SELF else min(wanted, _MOST_TOKENS))
     found = None
     if group.leads:
         found = load_sequences(
@@ -91,6 +90,7 @@ def load_data(checkpoint: Checkpoint, options: TrainOptions, group: Group, progr
             options.data,
             seq_len=options.seq_len,
             tokens=tokens,
+            own_tokens=own,
             seed=options.seed,
             progress=progress,
         )
