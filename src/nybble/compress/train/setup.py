@@ -80,9 +80,9 @@ def load_data(checkpoint: Checkpoint, options: TrainOptions, group: Group, progr
     """As many sequences as a run can use. Raises as `load_sequences`."""
     steps = options.num_steps
     wanted = _MOST_TOKENS if steps is None else steps * options.tokens_per_step * group.size
-    own = int(options.minutes * _SELF_PER_MINUTE) if options.minutes is not None else int(wanted * _SELF_SHARE)
-    own = options.tokens or min(_MOST_SELF, max(4 * options.seq_len, own))
-    tokens = options.tokens or (own if options.data == SELF else min(wanted, _MOST_TOKENS))
+    worth_writing = wanted * _SELF_SHARE if options.minutes is None else options.minutes * _SELF_PER_MINUTE
+    own_tokens = options.tokens or min(_MOST_SELF, max(4 * options.seq_len, int(worth_writing)))
+    tokens = options.tokens or (own_tokens if options.data == SELF else min(wanted, _MOST_TOKENS))
     found = None
     if group.leads:
         found = load_sequences(
@@ -90,7 +90,7 @@ def load_data(checkpoint: Checkpoint, options: TrainOptions, group: Group, progr
             options.data,
             seq_len=options.seq_len,
             tokens=tokens,
-            own_tokens=own,
+            own_tokens=own_tokens,
             seed=options.seed,
             progress=progress,
         )
