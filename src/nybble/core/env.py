@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 from nybble.core.errors import ConfigError
 
@@ -18,35 +18,17 @@ TorchOps = Literal["auto", "triton", "torch"]
 
 def isa() -> Isa | None:
     """NYBBLE_ISA: force an instruction set. None: the best one of this machine."""
-    value = os.environ.get("NYBBLE_ISA", "")
-    for known in get_args(Isa):
-        if value == known:
-            return known  # type: ignore[no-any-return]
-    if value:
-        raise _bad("NYBBLE_ISA", value, get_args(Isa))
-    return None
+    return cast("Isa | None", _one_of("NYBBLE_ISA", get_args(Isa)))
 
 
 def activation_type() -> ActivationType:
     """NYBBLE_ACT: the type that activations are multiplied in. f32 is slow and judges int8, the default."""
-    value = os.environ.get("NYBBLE_ACT", "")
-    for known in get_args(ActivationType):
-        if value == known:
-            return known  # type: ignore[no-any-return]
-    if value:
-        raise _bad("NYBBLE_ACT", value, get_args(ActivationType))
-    return "int8"
+    return cast("ActivationType", _one_of("NYBBLE_ACT", get_args(ActivationType)) or "int8")
 
 
 def torch_ops() -> TorchOps:
     """NYBBLE_TORCH_OPS: what runs the torch backend's operations. auto: Triton's kernels on a GPU, torch elsewhere."""
-    value = os.environ.get("NYBBLE_TORCH_OPS", "")
-    for known in get_args(TorchOps):
-        if value == known:
-            return known  # type: ignore[no-any-return]
-    if value:
-        raise _bad("NYBBLE_TORCH_OPS", value, get_args(TorchOps))
-    return "auto"
+    return cast("TorchOps", _one_of("NYBBLE_TORCH_OPS", get_args(TorchOps)) or "auto")
 
 
 def home() -> Path:
@@ -80,5 +62,9 @@ def hides_all_gpus() -> bool:
     return os.environ.get("CUDA_VISIBLE_DEVICES", "unset").strip() in ("", "-1")
 
 
-def _bad(name: str, value: str, allowed: tuple[str, ...]) -> ConfigError:
-    return ConfigError(f"the environment variable {name} must be one of {', '.join(allowed)}, not {value!r}")
+def _one_of(name: str, allowed: tuple[str, ...]) -> str | None:
+    """The value of a variable, None where it is not set or empty. Raises ConfigError for what is not allowed."""
+    value = os.environ.get(name) or None
+    if value is not None and value not in allowed:
+        raise ConfigError(f"the environment variable {name} must be one of {', '.join(allowed)}, not {value!r}")
+    return value
