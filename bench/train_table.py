@@ -124,10 +124,12 @@ class Maker:
         target = self.work / row.after
         if target.exists():
             return
-        data = self.natural if row.text == NATURAL else self.work / ("both.jsonl" if row.text == BOTH else "self.jsonl")
+        own = self.work / "self.jsonl"
+        texts = {OWN: [own], NATURAL: [self.natural], BOTH: [self.natural, own]}[row.text]
         cache = f"cache-{row.tokens}{row.text}"
         common = [
-            "--data", data, "--tokens", row.tokens, "--top-k", TOP_K, "--cache", self.work / cache,
+            *(part for text in texts for part in ("--data", text)),
+            "--tokens", row.tokens, "--top-k", TOP_K, "--cache", self.work / cache,
             "--steps", row.steps, "--lr", row.rate, "--resume",
         ]  # fmt: skip
         if row.prune:
@@ -195,9 +197,6 @@ def main() -> None:
     wanted = [row for row in wanted if natural or row.text == OWN]
     if wanted:
         own_text(reference, work)
-    if natural and not (work / "both.jsonl").exists():
-        first = json.dumps({"text": natural.read_text("utf-8")})
-        (work / "both.jsonl").write_text(f"{first}\n{(work / 'self.jsonl').read_text('utf-8')}", "utf-8")
     for row in wanted:
         take(row, Maker(reference, work, natural), document, text, args.eval_tokens)
         path.write_text(json.dumps(document, indent=1) + "\n", "utf-8")

@@ -39,9 +39,10 @@ class GPTQConfig:
     bits: 2, 3, 4 or 8. group_size: inputs per scale, -1 for whole rows; None: 128, whole rows at 8 bits. desc_act:
     groups in the order of importance, which readers follow by g_idx and some kernels cannot; without it columns are
     rounded in that order too, but inside their groups. damp_percent: the share of the mean of the Hessian's diagonal
-    that is added to it; more trusts the text less. sym: a zero point in the middle. dataset: what to calibrate with,
-    num_samples windows of it with sample_tokens tokens each. modules_to_not_convert: parts of names of linears that
-    stay in 16 bits.
+    that is added to it; more trusts the text less. sym: a zero point in the middle. dataset: what to calibrate with
+    (a file, a `datasets` name, texts, "self" for what the model writes; None: Python's own documentation), num_samples
+    windows of it with sample_tokens tokens each. modules_to_not_convert: parts of names of linears that stay in 16
+    bits.
     """
 
     bits: int = 4
