@@ -1,10 +1,13 @@
 #include "base/cpu.h"
 
 #include <cstdint>
-#include <initializer_list>
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #endif
 
 namespace nybble {
@@ -13,6 +16,7 @@ namespace {
 struct Features {
     bool avx2 = false;
     bool avx512 = false;
+    bool amx = false;
 };
 
 #if defined(__x86_64__)
@@ -24,6 +28,16 @@ uint64_t saved_states() {
 }
 
 constexpr bool has_bit(uint32_t word, int bit) { return (word >> bit & 1) != 0; }
+
+// Linux keeps room for the tiles (8 KiB a thread) only where a process asks for them.
+bool tiles_granted() {
+#if defined(__linux__)
+    constexpr long kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM
+    return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+#else
+    return false;
+#endif
+}
 
 Features probe() {
     Features found;
@@ -39,6 +53,8 @@ Features probe() {
     const bool vnni = has_bit(ecx, 11);
     found.avx2 = ymm_saved && avx2 && fma && f16c && bmi2;
     found.avx512 = found.avx2 && zmm_saved && f && dq && bw && vl && vnni;
+    const bool tiles = has_bit(edx, 24), tiles_int8 = has_bit(edx, 25), tiles_saved = (states & 0x60000) == 0x60000;
+    found.amx = found.avx512 && tiles && tiles_int8 && tiles_saved && tiles_granted();
     return found;
 }
 #else
@@ -56,12 +72,13 @@ std::string_view name(Isa isa) {
     switch (isa) {
         case Isa::avx2: return "avx2";
         case Isa::avx512: return "avx512";
+        case Isa::amx: return "amx";
         default: return "generic";
     }
 }
 
 std::optional<Isa> parse_isa(std::string_view text) {
-    for (Isa isa : {Isa::generic, Isa::avx2, Isa::avx512}) {
+    for (Isa isa : kAllIsas) {
         if (text == name(isa)) return isa;
     }
     return std::nullopt;
@@ -71,13 +88,17 @@ bool supported(Isa isa) {
     switch (isa) {
         case Isa::avx2: return features().avx2;
         case Isa::avx512: return features().avx512;
+        case Isa::amx: return features().amx;
         default: return true;
     }
 }
 
 Isa detect_isa() {
-    if (supported(Isa::avx512)) return Isa::avx512;
-    return supported(Isa::avx2) ? Isa::avx2 : Isa::generic;
+    Isa best = Isa::generic;
+    for (Isa isa : kAllIsas) {
+        if (supported(isa)) best = isa;
+    }
+    return best;
 }
 
 }  // namespace nybble

@@ -14,7 +14,7 @@ namespace nybble {
 Isa isa_argument(const std::optional<std::string>& name_or_none) {
     if (!name_or_none) return detect_isa();
     const std::optional<Isa> isa = parse_isa(*name_or_none);
-    require(isa.has_value(), "unknown instruction set '" + *name_or_none + "': use generic, avx2 or avx512");
+    require(isa.has_value(), "unknown instruction set '" + *name_or_none + "': use generic, avx2, avx512 or amx");
     require(supported(*isa), "this machine cannot run " + *name_or_none);
     return *isa;
 }
@@ -23,7 +23,7 @@ namespace {
 
 std::vector<std::string> available_isas() {
     std::vector<std::string> names;
-    for (const Isa isa : {Isa::generic, Isa::avx2, Isa::avx512}) {
+    for (const Isa isa : kAllIsas) {
         if (supported(isa)) names.emplace_back(name(isa));
     }
     return names;

@@ -17,6 +17,12 @@ Kernels build(Isa isa) {
 
 const Kernels& kernels(Isa isa) {
 #if defined(__x86_64__)
+    if (isa == Isa::amx) {
+        static const Kernels table =
+            build<avx512::add_gemm_q8_legacy, avx512::add_gemm_q8_k, avx512::add_gemm_grouped, avx512::add_gemm_f32,
+                  avx512::add_vector_ops, avx512::add_attention, amx::add_gemm_q8, amx::add_peak>(isa);
+        return table;
+    }
     if (isa == Isa::avx512) {
         static const Kernels table = build<avx512::add_gemm_q8_legacy, avx512::add_gemm_q8_k, avx512::add_gemm_grouped,
                                            avx512::add_gemm_f32, avx512::add_vector_ops, avx512::add_attention>(isa);

@@ -21,4 +21,9 @@ NYBBLE_KERNEL_TABLE(avx512)
 
 #undef NYBBLE_KERNEL_TABLE
 
+namespace amx {
+void add_gemm_q8(Kernels& table);  // around those of avx512
+void add_peak(Kernels& table);
+}  // namespace amx
+
 }  // namespace nybble

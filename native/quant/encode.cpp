@@ -26,7 +26,7 @@ constexpr int64_t kWeightsPerPiece = 1 << 15;  // of the work that threads take 
 
 const Encoders& encoders_of(Isa isa) {
 #if defined(__x86_64__)
-    if (isa == Isa::avx512) {
+    if (isa == Isa::avx512 || isa == Isa::amx) {
         static const Encoders table = avx512::encoders();
         return table;
     }

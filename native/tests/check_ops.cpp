@@ -307,7 +307,7 @@ void check_attention_poison(const Kernels& table, KvType type) {
 
 int main() {
     using namespace nybble;
-    for (Isa isa : {Isa::generic, Isa::avx2, Isa::avx512}) {
+    for (Isa isa : kAllIsas) {
         if (!supported(isa)) continue;
         const Kernels& table = kernels(isa);
         check_half(table);

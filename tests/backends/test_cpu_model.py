@@ -74,7 +74,7 @@ def test_isa_and_threads_are_as_asked(monkeypatch):
     model = CpuModel.load(checkpoint(tiny("qwen-q8_0")), threads=3, context=64)
     assert (model.isa, model.threads) == ("generic", 3)
     monkeypatch.setenv("NYBBLE_ISA", "avx9")
-    with pytest.raises(ConfigError, match="NYBBLE_ISA must be one of generic, avx2, avx512, not 'avx9'"):
+    with pytest.raises(ConfigError, match="NYBBLE_ISA must be one of generic, avx2, avx512, amx, not 'avx9'"):
         CpuModel.load(checkpoint(tiny("qwen-q8_0")), context=64)
     monkeypatch.delenv("NYBBLE_ISA")
     with pytest.raises(ConfigError, match="number of threads must be between"):

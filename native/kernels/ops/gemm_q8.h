@@ -41,12 +41,9 @@ NYBBLE_INLINE typename S::F block_dot(const typename S::B* codes, const ActBlock
     return S::cvt(dot);
 }
 
-// What one token's k block adds to the accumulator.
+// The minima of the rows, times the sums of one token's codes.
 template <class S, class Q>
-NYBBLE_INLINE typename S::F add_block(typename S::F acc, const typename S::B* codes, const typename S::F* ws,
-                                      const typename S::F* wm, const ActBlock& act) {
-    typename S::F sum = S::mul(block_dot<S, Q, 0>(codes, act), ws[0]);
-    if constexpr (Q::subs == 2) sum = S::fma(block_dot<S, Q, 1>(codes, act), ws[1], sum);
+NYBBLE_INLINE typename S::F add_minima(typename S::F sum, const typename S::F* wm, const ActBlock& act) {
     if constexpr (Q::has_min) {
         if constexpr (Q::subs == 1) {
             sum = S::fma(wm[0], S::set1(act.sum), sum);
@@ -55,7 +52,16 @@ NYBBLE_INLINE typename S::F add_block(typename S::F acc, const typename S::B* co
             sum = S::fma(wm[1], S::set1(act.sum16[1]), sum);
         }
     }
-    return S::fma(sum, S::set1(act.scale), acc);
+    return sum;
+}
+
+// What one token's k block adds to the accumulator.
+template <class S, class Q>
+NYBBLE_INLINE typename S::F add_block(typename S::F acc, const typename S::B* codes, const typename S::F* ws,
+                                      const typename S::F* wm, const ActBlock& act) {
+    typename S::F sum = S::mul(block_dot<S, Q, 0>(codes, act), ws[0]);
+    if constexpr (Q::subs == 2) sum = S::fma(block_dot<S, Q, 1>(codes, act), ws[1], sum);
+    return S::fma(add_minima<S, Q>(sum, wm, act), S::set1(act.scale), acc);
 }
 
 template <class S, class Q, int T>
@@ -126,6 +132,41 @@ template <class S, class Q, int T>
         }
 #pragma GCC unroll 16
         for (int t = 0; t < T; ++t) S::store(out + t * ldo + row0, acc[t]);
+    }
+}
+
+// Adds what the fine blocks of some tiles contribute: a k block at a time, unpacked once for all of them. `acts` in
+// tile layout.
+template <class S, class Q>
+[[gnu::noinline]] void gemm_q8_refine_tiles(const uint8_t* w_group, Acts acts, int tokens, int k_blocks, float* out,
+                                            ptrdiff_t ldo) {
+    constexpr int blocks_per_unit = Q::unit_k / kBlockInputs;
+    typename S::B codes[packed::kNumCodes<Q>];
+    typename S::F ws[2], wm[2];
+    for (int row0 = 0; row0 < kGroupRows; row0 += S::lanes) {
+        for (int block = 0; block < k_blocks; ++block) {
+            bool unpacked = false;
+            for (int tile0 = 0; tile0 < tokens; tile0 += kTokenTile) {
+                const int in_tile = tokens - tile0 < kTokenTile ? tokens - tile0 : kTokenTile;
+                const Acts at = acts.at((ptrdiff_t)tile0 * k_blocks + (ptrdiff_t)block * in_tile);
+                uint64_t flags[kTokenTile / 8] = {};
+                std::memcpy(flags, at.refined, (size_t)in_tile);
+                if ((flags[0] | flags[1]) == 0) continue;
+                if (!unpacked) {
+                    const uint8_t* unit = w_group + (ptrdiff_t)(block / blocks_per_unit) * Q::unit_bytes;
+                    Q::template codes<S>(unit, block % blocks_per_unit, row0, codes);
+                    Q::template scales<S>(unit, block % blocks_per_unit, row0, ws, wm);
+                    unpacked = true;
+                }
+                for (int half = 0; half < 2; ++half) {
+                    for (uint64_t set = flags[half]; set != 0; set &= set - 1) {
+                        const int t = 8 * half + __builtin_ctzll(set) / 8;
+                        float* to = out + (tile0 + t) * ldo + row0;
+                        S::store(to, add_block<S, Q>(S::load(to), codes, ws, wm, at.fine[t]));
+                    }
+                }
+            }
+        }
     }
 }
 

@@ -11,7 +11,7 @@ from typing import Literal, cast, get_args
 
 from nybble.core.errors import ConfigError
 
-Isa = Literal["generic", "avx2", "avx512"]
+Isa = Literal["generic", "avx2", "avx512", "amx"]
 ActivationType = Literal["int8", "f32"]
 TorchOps = Literal["auto", "triton", "torch"]
 
