@@ -129,7 +129,10 @@ def test_costs_between_what_is_known() -> None:
     assert costs.seconds(11, 11) == pytest.approx(2.0)
     costs.add(9, 9, 1.4)
     assert costs.seconds(5, 5) == pytest.approx(1.2)
-    costs.add(3, 3, 100.0)  # disturbed
+    for _ in range(2):
+        costs.add(3, 3, 100.0)  # disturbed
+        assert costs.seconds(3, 3) == pytest.approx(1.2)
+    costs.add(3, 3, 100.0)
     assert costs.seconds(3, 3) == pytest.approx(1.2 * 1.3)
 
 

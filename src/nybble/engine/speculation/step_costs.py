@@ -8,7 +8,8 @@ _SMOOTHING = 0.2
 _PREFILL = 48  # tokens from which a step is bound by arithmetic
 _LONGEST = 256  # tokens of a step that is remembered by itself: as many as sequences run at once, and some guesses
 _GUESS = 0.25  # of a step with one token: each token more, as long as no prompt was read
-_NOISE = 1.3  # a measured step that is dearer than the bound by this factor was disturbed
+_NOISE = 1.3  # a step that is dearer than the bound by this factor was disturbed
+_SURE = 3  # steps that must have been dearer than the bound: one that was disturbed might never be tried again
 
 
 class StepCosts:
@@ -22,6 +23,7 @@ class StepCosts:
         self._row_weight = row_weight
         self._seconds: dict[int, float] = {}
         self._known: list[int] = []  # its keys, in order
+        self._times: dict[int, int] = {}  # how many steps there were
         self._per_unit: float | None = None  # of arithmetic, in a step that is bound by it
 
     def add(self, num_tokens: int, num_rows: int, seconds: float) -> None:
@@ -32,6 +34,7 @@ class StepCosts:
             if num_tokens not in self._seconds:
                 insort(self._known, num_tokens)
             self._seconds[num_tokens] = _smooth(self._seconds.get(num_tokens), seconds)
+            self._times[num_tokens] = self._times.get(num_tokens, 0) + 1
 
     def seconds(self, num_tokens: int, num_rows: int) -> float | None:
         """None as long as no step with as many or fewer tokens has run."""
@@ -48,7 +51,7 @@ class StepCosts:
             more = self._units(num_tokens, num_rows) - self._units(below, min(below, num_rows))
             bound = low + more * self._per_unit
         if known is not None:
-            return min(known, bound * _NOISE)
+            return min(known, bound * _NOISE if self._times[num_tokens] >= _SURE else bound)
         if place == len(self._known):
             return bound
         above = self._known[place]
