@@ -30,14 +30,18 @@ def matrix(
     if meaning == "k":
         packed = bytes_of(k // 256, 12, n)
         return Codes(meaning, layout, group, low, high, scales(k // 256), minimum=scales(k // 256), packed=packed)
-    if meaning == "q6":
-        small = bytes_of(k // 16, n).view(torch.int8)
-        return Codes(meaning, layout, group, low, high, scales(k // 256), packed=small)
+    if meaning == "k2":
+        packed = bytes_of(k // 16, n)
+        return Codes(meaning, layout, group, low, high, scales(k // 256), minimum=scales(k // 256), packed=packed)
+    table = torch.linspace(-1, 1, 16, device=device)
+    if meaning in ("k16", "ktable"):
+        small, tables = bytes_of(k // group, n).view(torch.int8), (table, table.half()) if meaning == "ktable" else ()
+        middle = 1 << (bits - 1)
+        return Codes(meaning, layout, group, low, high, scales(k // 256), None, middle, None, small, *tables)
     groups = max(k // group, 1)
     if meaning == "affine":
         return Codes(meaning, layout, group, low, high, scales(groups), minimum=scales(groups))
     zero = bytes_of(groups, n, most=1 << bits) if meaning == "int" and bits < 8 else None
-    table = torch.linspace(-1, 1, 16, device=device)
     return Codes(
         meaning,
         layout,
@@ -63,7 +67,10 @@ MATRICES: dict[str, Callable[[int, int, Device], Codes]] = {
     "Q8_0": lambda n, k, device: matrix("int", 8, 32, 32, n, k, device=device),
     "Q4_K": lambda n, k, device: matrix("k", 4, 32, 32, n, k, device=device),
     "Q5_K": lambda n, k, device: matrix("k", 5, 32, 32, n, k, device=device),
-    "Q6_K": lambda n, k, device: matrix("q6", 6, 32, 16, n, k, device=device),
+    "Q2_K": lambda n, k, device: matrix("k2", 2, 16, 16, n, k, device=device),
+    "Q3_K": lambda n, k, device: matrix("k16", 3, 32, 16, n, k, device=device),
+    "Q6_K": lambda n, k, device: matrix("k16", 6, 32, 16, n, k, device=device),
+    "IQ4_XS": lambda n, k, device: matrix("ktable", 4, 32, 32, n, k, device=device),
     "NF4": lambda n, k, device: matrix("table", 4, 64, 64, n, k, device=device),
     "FP8": lambda n, k, device: matrix("e4m3", 8, 128, k, n, k, device=device),
 }

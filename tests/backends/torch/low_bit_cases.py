@@ -13,7 +13,7 @@ from nybble.quant.weights import Codebook4, Float8, GroupedInt, PackedWeight, Ro
 ROWS = 37
 _SCALES = {
     "Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2), "Q8_0": (0,), "IQ4_NL": (0,), "MXFP4": (),
-    "Q2_K": (80, 82), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,),
+    "Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "IQ4_XS": (0,),
 }  # fmt: skip
 
 
@@ -63,7 +63,7 @@ def row_int8(threshold: float, columns: int = 300) -> RowInt8:
 
 def float_activation_cases() -> Iterator[tuple[str, Tensor]]:
     """Matrices of every encoding that is multiplied by floats."""
-    for name in ("Q4_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K"):
+    for name in ("Q4_0", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS"):
         yield name, blocks(name)
     for name in ("Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "MXFP4"):
         yield name, blocks(name, columns=96)

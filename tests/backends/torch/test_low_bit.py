@@ -49,7 +49,7 @@ def test_products_of_floats(name: str, monkeypatch) -> None:
         assert_close(linear(x), x.double() @ weight.t(), ROUNDING[F32], (name, m, ops))
 
 
-@pytest.mark.parametrize("name", ["Q4_K", "Q6_K", "W4 g128", "NF4"])
+@pytest.mark.parametrize("name", ["Q2_K", "Q3_K", "Q4_K", "Q6_K", "IQ4_XS", "W4 g128", "NF4"])
 def test_products_in_half_precision(name: str, monkeypatch) -> None:
     """Codes and scales are exact; what is rounded is the result, and a code times a scale where that cannot be late."""
     with_kernels(monkeypatch)
@@ -59,7 +59,7 @@ def test_products_in_half_precision(name: str, monkeypatch) -> None:
     assert_close(linear(x), wanted, 2 * ROUNDING[BF16], name)
 
 
-@pytest.mark.parametrize("meaning", ["Q4_K", "Q6_K", "W4 g128"])
+@pytest.mark.parametrize("meaning", ["Q2_K", "Q3_K", "Q4_K", "Q6_K", "IQ4_XS", "W4 g128"])
 def test_tiles_for_many_tokens(meaning: str, monkeypatch) -> None:
     """Their scales go into the weights."""
     with_kernels(monkeypatch)
@@ -130,15 +130,14 @@ def test_strided_activations(monkeypatch) -> None:
 
 def test_what_has_no_kernel_is_kept_as_floats_and_said(caplog) -> None:
     caplog.set_level(logging.INFO)
-    linear = pack_linear(blocks("Q2_K"), DEVICE, BF16)
-    assert isinstance(linear, low_bit.DenseLinear) and linear.weight.dtype == BF16
-    assert "layers.0.ffn.up is Q2_K, which has no GPU kernel: kept as torch.bfloat16" in caplog.text
     rng = np.random.default_rng()
     scattered = GroupedInt(
         4, 48, rng.integers(0, 16, (3, 96), dtype=np.uint8), rng.random((3, 2)).astype(np.float16), None,
         np.array([0] * 40 + [1] * 56, np.int32),
     )  # fmt: skip
-    assert isinstance(pack_linear(packed(scattered), DEVICE, F32), low_bit.DenseLinear)
+    linear = pack_linear(packed(scattered), DEVICE, BF16)
+    assert isinstance(linear, low_bit.DenseLinear) and linear.weight.dtype == BF16
+    assert "layers.0.ffn.up is U8, which has no GPU kernel: kept as torch.bfloat16" in caplog.text
 
 
 def test_activations_can_stay_floats() -> None:

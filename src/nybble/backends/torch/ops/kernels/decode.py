@@ -45,16 +45,26 @@ def decode(
     code, run, rows, inside, n, groups, scale_ptr, zero_ptr, minimum_ptr, packed_ptr, table_ptr, middle,
     MEANING: tl.constexpr, GROUP: tl.constexpr, RUN: tl.constexpr, HAS_ZERO: tl.constexpr,
 ):  # fmt: skip
-    """values [rows, RUN], factor [rows], offset [rows] of one run. Only `k` and `affine` have an offset."""
+    """values [rows, RUN], factor [rows], offset [rows] of one run. Only `k`, `k2` and `affine` have an offset."""
     offset = tl.zeros([rows.shape[0]], tl.float32)
     if MEANING == "k":
         factor, offset = _six_bit_scales(run, rows, inside, n, scale_ptr, minimum_ptr, packed_ptr)
         values = whole(code)
-    elif MEANING == "q6":
+    elif MEANING == "k2":
+        both = tl.load(packed_ptr + run * n + rows, mask=inside, other=0)
+        of_block = (run * RUN // 256) * n + rows
+        factor = tl.load(scale_ptr + of_block, mask=inside, other=0.0).to(tl.float32) * whole(both & 15)
+        offset = tl.load(minimum_ptr + of_block, mask=inside, other=0.0).to(tl.float32) * whole(both >> 4)
+        values = whole(code)
+    elif MEANING == "ktable":
+        scale = tl.load(packed_ptr + run * n + rows, mask=inside, other=0).to(tl.float32)
+        factor = tl.load(scale_ptr + (run * RUN // 256) * n + rows, mask=inside, other=0.0).to(tl.float32) * scale
+        values = tl.load(table_ptr + code).to(tl.float32)
+    elif MEANING == "k16":
         factor = tl.load(scale_ptr + (run * RUN // 256) * n + rows, mask=inside, other=0.0).to(tl.float32)
         small = run * (RUN // 16) + tl.arange(0, RUN) // 16
         scales = tl.load(packed_ptr + small[None, :] * n + rows[:, None], mask=inside[:, None], other=0)
-        values = (raised(code) - (RAISED_BY + 32.0)) * scales.to(tl.float32)
+        values = (raised(code) - (middle + RAISED_BY)) * scales.to(tl.float32)
     else:
         # Inputs that only fill up the last chunk have no group.
         at = tl.minimum(run * RUN // GROUP, groups - 1) * n + rows

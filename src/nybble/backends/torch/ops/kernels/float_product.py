@@ -39,7 +39,7 @@ def product_kernel(
     inside, real = rows < n, tokens < m
     across = tl.arange(0, RUN)
     per_byte: tl.constexpr = 8 // LOW_BITS
-    HAS_OFFSET: tl.constexpr = (MEANING == "k") or (MEANING == "affine")
+    HAS_OFFSET: tl.constexpr = (MEANING == "k") or (MEANING == "k2") or (MEANING == "affine")
     low_row = low_ptr + rows.to(tl.int64)[:, None] * (chunks * LOWS * RUN) + across[None, :]
     high_row = high_ptr + rows.to(tl.int64)[:, None] * (chunks * RUN) + across[None, :]
     x_row = x_ptr + tokens.to(tl.int64)[:, None] * stride_x + across[None, :]
@@ -98,7 +98,7 @@ def run_product(x: torch.Tensor, codes: Codes, tile: Tile) -> torch.Tensor:
         x, codes.low, _or(codes.high, spare), codes.scale, _or(codes.zero, spare), _or(codes.minimum, codes.scale),
         _or(codes.packed, spare), _or(table, codes.scale), out, m, n, x.shape[1], chunks, len(codes.scale),
         codes.middle, x.stride(0), tile.splits, **_constants(codes), BLOCK_M=tile.tokens, BLOCK_N=tile.rows,
-        SCALE_AFTER=few_tokens(tile) and codes.meaning != "q6", **OPTIONS, num_warps=tile.warps,
+        SCALE_AFTER=few_tokens(tile) and codes.meaning != "k16", **OPTIONS, num_warps=tile.warps,
         num_stages=_stages(codes, tile, x),
     )  # fmt: skip
     return add_parts(out, x.dtype)

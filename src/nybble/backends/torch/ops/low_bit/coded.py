@@ -16,21 +16,24 @@ from nybble.backends.torch.ops.low_bit.planes import Layout
 #   int    scale * (code - zero), one scale for `group` inputs of a row
 #   affine scale * code + minimum, both float16 of `group` inputs (Q4_1, Q5_1)
 #   k      d * scale * code - dmin * min, with 6-bit scales and minima of 32 inputs and d, dmin of 256 (Q4_K, Q5_K)
-#   q6     d * scale * (code - 32), with 8-bit scales of 16 inputs and d of 256 (Q6_K)
+#   k2     d * scale * code - dmin * min, with 4-bit scales and minima of 16 inputs and d, dmin of 256 (Q2_K)
+#   k16    d * scale * (code - middle), with 8-bit scales of 16 inputs and d of 256 (Q3_K, Q6_K)
 #   table  scale * table[code]
+#   ktable d * scale * table[code], with 8-bit scales of 32 inputs and d of 256 (IQ4_XS)
 #   e4m3   scale * code, read as float8_e4m3fn
-Meaning = Literal["int", "affine", "k", "q6", "table", "e4m3"]
+Meaning = Literal["int", "affine", "k", "k2", "k16", "table", "ktable", "e4m3"]
 
 
 @dataclass(frozen=True, slots=True)
 class Codes:
     """A matrix [out, in] in planes. Everything beside the codes lies with the rows next to each other: [..., out].
 
-    scale: [groups, out] float16 or float32; with `k` and `q6`, d [in / 256, out] float16. zero: uint8 or int16
-    [groups, out], None: `middle` everywhere. minimum: `k`: dmin [in / 256, out]; `affine`: float16 [groups, out].
-    packed: `k`: the 12 bytes of scales and minima, uint8 [in / 256, 12, out]; `q6`: int8 [in / 16, out]. table:
-    float32 [16], and table16, the same in float16: two bytes a number are looked up in the first-level cache, where
-    Triton would copy four to shared memory one by one.
+    scale: [groups, out] float16 or float32; with `k`..., d [in / 256, out] float16. zero: uint8 or int16 [groups,
+    out], None: `middle` everywhere. minimum: `k` and `k2`: dmin [in / 256, out]; `affine`: float16 [groups, out].
+    packed: `k`: the 12 bytes of scales and minima, uint8 [in / 256, 12, out]; `k2`: a scale in the lower half of a
+    byte and a minimum in the upper one, uint8 [in / 16, out]; `k16`, `ktable`: int8 [in / group, out]. table: float32
+    [16], and table16, the same in float16: two bytes a number are looked up in the first-level cache, where Triton
+    would copy four to shared memory one by one.
     """
 
     meaning: Meaning
@@ -93,10 +96,15 @@ def decode(codes: Codes, in_features: int) -> torch.Tensor:
         minimum = _spread(codes.minimum.float(), codes.group, in_features)
         return q.float() * _spread(scale, codes.group, in_features) + minimum
     assert codes.packed is not None
-    if codes.meaning == "q6":
-        small = scale.repeat_interleave(16, 0)[: len(codes.packed)] * codes.packed.float()
-        return (q.float() - 32) * _spread(small, 16, in_features)
+    if codes.meaning in ("k16", "ktable"):
+        small = scale.repeat_interleave(256 // codes.group, 0) * codes.packed.float()
+        values = q.float() - codes.middle if codes.table is None else codes.table[q.int()]
+        return values * _spread(small, codes.group, in_features)
     assert codes.minimum is not None
+    if codes.meaning == "k2":
+        factor = (codes.packed & 15).float() * scale.repeat_interleave(16, 0)
+        offset = (codes.packed >> 4).float() * codes.minimum.float().repeat_interleave(16, 0)
+        return q.float() * _spread(factor, 16, in_features) - _spread(offset, 16, in_features)
     first, second, third = codes.packed[:, 0:4], codes.packed[:, 4:8], codes.packed[:, 8:12]
     factor = torch.cat([first & 63, (third & 15) | (first >> 6 << 4)], dim=1).float() * scale[:, None]
     offset = torch.cat([second & 63, (third >> 4) | (second >> 6 << 4)], dim=1).float() * codes.minimum.float()[:, None]

@@ -13,8 +13,6 @@ from nybble.backends.torch.ops.low_bit.planes import Layout
 from nybble.checkpoint import Tensor
 from nybble.quant.reference import E2M1_DOUBLED, IQ4_VALUES
 
-BLOCK_TYPES = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "MXFP4")
-
 
 def from_blocks(tensor: Tensor, device: torch.device | str) -> CodedLinear:
     """tensor: a matrix of one of BLOCK_TYPES."""
@@ -54,8 +52,12 @@ def _q8_0(b: torch.Tensor) -> Codes:
 
 def _iq4_nl(b: torch.Tensor) -> Codes:
     low, _ = _planes(Layout(4, 32), _nibbles(b[:, :, 2:]))
-    table = torch.from_numpy(IQ4_VALUES.copy()).to(b.device)
+    table = _iq4_table(b.device)
     return Codes("table", Layout(4, 32), 32, low, None, _halves(b[:, :, :2]), table=table, table16=table.half())
+
+
+def _iq4_table(device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(IQ4_VALUES.copy()).to(device)
 
 
 def _mxfp4(b: torch.Tensor) -> Codes:
@@ -84,12 +86,43 @@ def _two_level(b: torch.Tensor, codes: torch.Tensor, layout: Layout) -> Codes:
     )  # fmt: skip
 
 
+def _q2_k(b: torch.Tensor) -> Codes:
+    low, _ = _planes(Layout(2, 16), _fields(b[:, :, 16:80], 2))
+    packed = _rows_last(b[:, :, :16]).flatten(0, 1)
+    d, dmin = _halves(b[:, :, 80:82]), _halves(b[:, :, 82:84])
+    return Codes("k2", Layout(2, 16), 16, low, None, d, minimum=dmin, packed=packed)
+
+
+def _q3_k(b: torch.Tensor) -> Codes:
+    low, high = _planes(Layout(3, 32), _fields(b[:, :, 32:96], 2) | (_fields(b[:, :, :32], 1) << 2))
+    # Of 16 scales the low halves lie in eight bytes, the upper two bits in four more: those of scale i at 2 (i / 4).
+    upper = torch.cat([b[:, :, 104:108] >> shift & 3 for shift in (0, 2, 4, 6)], dim=2)
+    packed = _signed(_nibbles(b[:, :, 96:104]) | upper << 4)
+    return Codes("k16", Layout(3, 32), 16, low, high, _halves(b[:, :, 108:110]), middle=4, packed=packed)
+
+
+def _iq4_xs(b: torch.Tensor) -> Codes:
+    low, _ = _planes(Layout(4, 32), _nibbles(b[:, :, 8:].reshape(len(b), -1, 16)))
+    lower = torch.stack([b[:, :, 4:8] & 15, b[:, :, 4:8] >> 4], dim=3).flatten(2)
+    upper = torch.stack([b[:, :, 2:4] >> shift & 3 for shift in (0, 2, 4, 6)], dim=3).flatten(2)
+    table = _iq4_table(b.device)
+    return Codes(
+        "ktable", Layout(4, 32), 32, low, None, _halves(b[:, :, :2]), packed=_signed(lower | upper << 4), table=table,
+        table16=table.half(),
+    )  # fmt: skip
+
+
+def _signed(scales: torch.Tensor) -> torch.Tensor:
+    """Six-bit scales [rows, blocks, n], which stand for themselves less 32 -> int8 [blocks * n, rows]."""
+    return (_rows_last(scales).to(torch.int8) - 32).flatten(0, 1)
+
+
 def _q6_k(b: torch.Tensor) -> Codes:
     halves = b[:, :, :128].reshape(*b.shape[:2], 2, 64)
     nibbles = torch.cat([halves & 15, halves >> 4], dim=3).reshape(*b.shape[:2], 256)
     low, high = _planes(Layout(6, 32), nibbles | (_fields(b[:, :, 128:192], 2) << 4))
     scales = _rows_last(b[:, :, 192:208]).view(torch.int8).flatten(0, 1)
-    return Codes("q6", Layout(6, 32), 16, low, high, _halves(b[:, :, 208:210]), packed=scales)
+    return Codes("k16", Layout(6, 32), 16, low, high, _halves(b[:, :, 208:210]), middle=32, packed=scales)
 
 
 def _fifth(word: torch.Tensor) -> torch.Tensor:
@@ -99,7 +132,7 @@ def _fifth(word: torch.Tensor) -> torch.Tensor:
 
 
 def _nibbles(packed: torch.Tensor) -> torch.Tensor:
-    """[rows, blocks, 16] -> [rows, blocks, 32]: all low nibbles, then all high ones."""
+    """[rows, blocks, n] -> [rows, blocks, 2 n]: all low nibbles, then all high ones."""
     return torch.cat([packed & 15, packed >> 4], dim=2)
 
 
@@ -125,6 +158,7 @@ def _halves(part: torch.Tensor) -> torch.Tensor:
 
 
 _READERS = {
-    "Q4_0": _q4_0, "Q4_1": _q4_1, "Q5_0": _q5_0, "Q5_1": _q5_1, "Q8_0": _q8_0, "Q4_K": _q4_k, "Q5_K": _q5_k,
-    "Q6_K": _q6_k, "IQ4_NL": _iq4_nl, "MXFP4": _mxfp4,
+    "Q4_0": _q4_0, "Q4_1": _q4_1, "Q5_0": _q5_0, "Q5_1": _q5_1, "Q8_0": _q8_0, "Q2_K": _q2_k, "Q3_K": _q3_k,
+    "Q4_K": _q4_k, "Q5_K": _q5_k, "Q6_K": _q6_k, "IQ4_NL": _iq4_nl, "IQ4_XS": _iq4_xs, "MXFP4": _mxfp4,
 }  # fmt: skip
+BLOCK_TYPES = frozenset(_READERS)
