@@ -1,10 +1,11 @@
 """What training recovers: distillation of a model without some layers, and quantisation in the loop against rounding.
 
     python bench/train_table.py --reference FOLDER --text wikitext-2/test.txt --work DIR [--only REGEX]
-                                [--natural wikitext-2/valid.txt]
+                                [--natural wikitext-2/valid.txt [--other other.jsonl]]
 
 FOLDER is a float16 Hugging Face folder. Rows are trained on text that the reference wrote itself (docs/train.md), on
-the one that --natural names, or on both, with the teacher's likeliest tokens kept once for all rows. Rows that
+the one that --natural names, or on that one and another, with the teacher's likeliest tokens kept once for all rows
+(`natural_text.py` makes the file of --other). Rows that
 train.json holds are not taken again, so that the run can be cut into pieces; interrupted training goes on. Writes
 train.md and train.json into docs/benchmarks.
 """
@@ -27,10 +28,16 @@ TOP_K = 128
 STEP_TOKENS = 512
 DISTIL_TOKENS = 430_080
 BOTH_TOKENS = 716_800
+MANY_TOKENS = 614_400
 GROUP_32 = ("--group-size", "32")
 # What is trained on besides the model's own text, by the end of the row's name, and how its title says so.
-OWN, NATURAL, BOTH = "", "-natural", "-both"
-TEXTS = {OWN: "on its own text", NATURAL: "on Wikipedia", BOTH: "on Wikipedia and its own text"}
+OWN, NATURAL, BOTH, MANY = "", "-natural", "-both", "-many"
+TEXTS = {
+    OWN: "on its own text",
+    NATURAL: "on Wikipedia",
+    BOTH: "on Wikipedia and its own text",
+    MANY: "on Wikipedia and other texts",
+}
 
 Document = dict[str, Any]
 
@@ -56,8 +63,8 @@ class Row:
     @property
     def tokens(self) -> int:
         """Of the text. Distillation takes part of one that is kept with what the teacher says about it."""
-        if self.text == BOTH:
-            return BOTH_TOKENS
+        if self.text in (BOTH, MANY):
+            return {BOTH: BOTH_TOKENS, MANY: MANY_TOKENS}[self.text]
         return DISTIL_TOKENS if self.prune else self.steps * STEP_TOKENS * 6 // 5
 
     @property
@@ -80,7 +87,12 @@ ROWS = [
     *(
         Row(f"{name}{end}", f"{words}: pruned, distilled {TEXTS[end]}", 0.6, steps, 1.5e-4, prune=prune, text=end)
         for name, words, prune, runs in (
-            ("depth-3", "3 of 30 layers less", ("--drop-layers", "3"), {OWN: 450, NATURAL: 1400, BOTH: 1400}),
+            (
+                "depth-3",
+                "3 of 30 layers less",
+                ("--drop-layers", "3"),
+                {OWN: 450, NATURAL: 1400, BOTH: 1400, MANY: 1200},
+            ),
             ("depth-6", "6 of 30 layers less", ("--drop-layers", "6"), {OWN: 450, NATURAL: 560}),
             ("ffn-75", "a quarter of the neurons less", ("--ffn-width", "0.75"), {OWN: 450, NATURAL: 1400}),
         )
@@ -92,8 +104,8 @@ ROWS = [
 class Maker:
     """Makes the files of a row."""
 
-    def __init__(self, reference: Path, work: Path, natural: Path | None) -> None:
-        self.reference, self.work, self.natural = reference, work, natural
+    def __init__(self, reference: Path, work: Path, natural: Path | None, other: Path | None) -> None:
+        self.reference, self.work, self.natural, self.other = reference, work, natural, other
 
     def nybble(self, *arguments: object) -> str:
         code = "from nybble.cli.app import main; main()"
@@ -125,10 +137,10 @@ class Maker:
         if target.exists():
             return
         own = self.work / "self.jsonl"
-        texts = {OWN: [own], NATURAL: [self.natural], BOTH: [self.natural, own]}[row.text]
+        kinds = {OWN: [own], NATURAL: [self.natural], BOTH: [self.natural, own], MANY: [self.natural, self.other]}
         cache = f"cache-{row.tokens}{row.text}"
         common = [
-            *(part for text in texts for part in ("--data", text)),
+            *(part for text in kinds[row.text] for part in ("--data", text)),
             "--tokens", row.tokens, "--top-k", TOP_K, "--cache", self.work / cache,
             "--steps", row.steps, "--lr", row.rate, "--resume",
         ]  # fmt: skip
@@ -184,6 +196,7 @@ def main() -> None:
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--natural", type=Path, help="text that people wrote, other than --text; without, no such rows")
+    parser.add_argument("--other", type=Path, help="more of that kind; without, no rows that train on it")
     parser.add_argument("--only", default="", help="rows whose name this regular expression is found in")
     parser.add_argument("--eval-tokens", type=int, default=8192)
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks")
@@ -192,13 +205,14 @@ def main() -> None:
     work, reference, text, out = (path.resolve() for path in (args.work, args.reference, args.text, args.out))
     path = out / "train.json"
     document: Document = json.loads(path.read_text("utf-8")) if path.exists() else {"rows": {}}
-    natural = args.natural and args.natural.resolve()
+    natural, other = (path and path.resolve() for path in (args.natural, args.other))
     wanted = [row for row in ROWS if row.name not in document["rows"] and re.search(args.only, row.name)]
     wanted = [row for row in wanted if natural or row.text == OWN]
-    if wanted:
+    wanted = [row for row in wanted if other or row.text != MANY]
+    if any(row.text in (OWN, BOTH) for row in wanted):
         own_text(reference, work)
     for row in wanted:
-        take(row, Maker(reference, work, natural), document, text, args.eval_tokens)
+        take(row, Maker(reference, work, natural, other), document, text, args.eval_tokens)
         path.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
         write_page(out / "train.md", markdown(document))
 
@@ -215,9 +229,10 @@ def markdown(document: Document) -> str:
     name = Path(str(document["reference"]["name"])).name
     lines = [
         f"{name}, trained on text that it wrote itself or, where the row says Wikipedia, on the validation part of",
-        "WikiText-2: 273,664 tokens, which 1400 steps read more than twice. Made by `bench/train_table.py`; figures",
-        "are in `train.json`, with the curve of every run. KL: mean divergence on the test part of WikiText-2 from the",
-        f"float16 reference, whose perplexity there is {_number(reference, 2)}.\n",
+        "WikiText-2: 273,664 tokens, which 1400 steps read more than twice; other texts are those of",
+        "`bench/natural_text.py`. Made by `bench/train_table.py`; figures are in `train.json`, with the curve of every",
+        "run. KL: mean divergence on the test part of WikiText-2 from the float16 reference, whose perplexity there is",
+        f"{_number(reference, 2)}.\n",
         "| what | KL before | KL after | recovered | goal | perplexity before | after | training |",
         "|---|---|---|---|---|---|---|---|",
     ]
