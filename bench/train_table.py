@@ -4,10 +4,9 @@
                                 [--natural wikitext-2/valid.txt [--other other.jsonl]]
 
 FOLDER is a float16 Hugging Face folder. Rows are trained on text that the reference wrote itself (docs/train.md), on
-the one that --natural names, or on that one and another, with the teacher's likeliest tokens kept once for all rows
-(`natural_text.py` makes the file of --other). Rows that
-train.json holds are not taken again, so that the run can be cut into pieces; interrupted training goes on. Writes
-train.md and train.json into docs/benchmarks.
+the one that --natural names, or on that one and another (`natural_text.py` makes the file of --other), with the
+teacher's likeliest tokens kept once for all rows. Rows that train.json holds are not taken again, so that the run can
+be cut into pieces; interrupted training goes on. Writes train.md and train.json into docs/benchmarks.
 """
 
 from __future__ import annotations
@@ -27,8 +26,6 @@ MARK = "<!-- bench/train_table.py writes all that follows -->"
 TOP_K = 128
 STEP_TOKENS = 512
 DISTIL_TOKENS = 430_080
-BOTH_TOKENS = 716_800
-MANY_TOKENS = 614_400
 GROUP_32 = ("--group-size", "32")
 # What is trained on besides the model's own text, by the end of the row's name, and how its title says so.
 OWN, NATURAL, BOTH, MANY = "", "-natural", "-both", "-many"
@@ -38,6 +35,7 @@ TEXTS = {
     BOTH: "on Wikipedia and its own text",
     MANY: "on Wikipedia and other texts",
 }
+MIXED_TOKENS = {BOTH: 716_800, MANY: 614_400}
 
 Document = dict[str, Any]
 
@@ -63,8 +61,8 @@ class Row:
     @property
     def tokens(self) -> int:
         """Of the text. Distillation takes part of one that is kept with what the teacher says about it."""
-        if self.text in (BOTH, MANY):
-            return {BOTH: BOTH_TOKENS, MANY: MANY_TOKENS}[self.text]
+        if self.text in MIXED_TOKENS:
+            return MIXED_TOKENS[self.text]
         return DISTIL_TOKENS if self.prune else self.steps * STEP_TOKENS * 6 // 5
 
     @property

@@ -9,7 +9,7 @@ _PREFILL = 48  # tokens from which a step is bound by arithmetic
 _LONGEST = 256  # tokens of a step that is remembered by itself: as many as sequences run at once, and some guesses
 _GUESS = 0.25  # of a step with one token: each token more, as long as no prompt was read
 _NOISE = 1.3  # a step that is dearer than the bound by this factor was disturbed
-_SURE = 3  # steps that must have been dearer than the bound: one that was disturbed might never be tried again
+_SURE = 3  # steps that make a length dearer than the bound: after one that was disturbed it might never run again
 
 
 class StepCosts:
