@@ -10,6 +10,7 @@ gradients flow to whichever of them ask for it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, MutableMapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -123,13 +124,18 @@ class Layer:
             by_token = (x.transpose(1, 2) for x in (q, k, v))
             out = flash_attention(*by_token, scale=spec.sm_scale, window=spec.window, softcap=spec.attn_softcap)
             return out.transpose(1, 2)
-        mask = causal_mask(q.shape[2], spec.window, q.device)
+        tokens = q.shape[2]
         grouped = spec.num_q_heads != spec.num_kv_heads
         if spec.attn_softcap is None:
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=spec.sm_scale, enable_gqa=grouped)
+            how: dict[str, Any] = {"scale": spec.sm_scale, "enable_gqa": grouped}
+            if spec.window is None or spec.window >= tokens:  # what a mask hides is computed, what is causal is not
+                return F.scaled_dot_product_attention(q, k, v, is_causal=True, **how)
+            mask = causal_mask(tokens, spec.window, q.device)
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, **how)
         if grouped:
             repeats = spec.num_q_heads // spec.num_kv_heads
             k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
+        mask = causal_mask(tokens, spec.window, q.device)
         scores = softcap(q @ k.transpose(-1, -2) * spec.sm_scale, spec.attn_softcap)
         scores = scores.masked_fill(~mask, float("-inf"))
         return torch.softmax(scores.float(), dim=-1).to(v.dtype) @ v

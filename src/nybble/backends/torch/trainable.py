@@ -163,7 +163,9 @@ class TrainableDecoder(nn.Module):
 
 def head_logits(spec: ModelSpec, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """Final hidden states -> logits, float32."""
-    logits = F.linear(x, weight).float() * spec.logit_scale
+    logits = F.linear(x, weight).float()
+    if spec.logit_scale != 1:
+        logits = logits * spec.logit_scale
     return logits if spec.logit_softcap is None else spec.logit_softcap * torch.tanh(logits / spec.logit_softcap)
 
 

@@ -199,11 +199,14 @@ class _Distillation:
         )
         return Trainer(task, data, options, folder, group, self._progress).run(), model
 
+    def _decoder(self) -> TrainableDecoder:
+        return _decoder(self._teacher, self._group, bf16=bool(self._options.bf16))
+
     def _fit(self, model: TrainableDecoder, teacher: Teacher | None, data: Sequences) -> None:
         assert self._counterparts is not None
         rows = -(-self._fit_tokens // (data.token_ids.shape[1] - 1))
         token_ids = torch.from_numpy(data.token_ids[:rows, :-1]).to(self._group.device)
-        running = teacher.model if isinstance(teacher, LiveTeacher) else _decoder(self._teacher, self._group)
+        running = teacher.model if isinstance(teacher, LiveTeacher) else self._decoder()
         kind = self._group.device.type
         # The cache would go on multiplying by what weights were before they were fitted.
         with torch.autocast(kind, torch.bfloat16, enabled=bool(self._options.bf16), cache_enabled=False):
@@ -233,12 +236,12 @@ def teacher_of(
     Raises ConfigError for top_k with several processes.
     """
     if top_k is None:
-        return LiveTeacher(_decoder(checkpoint, group), temperature, vocab_size=vocab_size, keep=keep)
+        return LiveTeacher(_decoder(checkpoint, group, bf16=bf16), temperature, vocab_size=vocab_size, keep=keep)
     if group.size > 1 or folder is None:
         raise ConfigError("top_k keeps the teacher's words of one process: leave it out with torchrun")
     return keep_answers(
         cache or folder.path / "teacher",
-        lambda: _decoder(checkpoint, group),
+        lambda: _decoder(checkpoint, group, bf16=bf16),
         data,
         k=min(top_k, vocab_size),
         temperature=temperature,
@@ -250,8 +253,13 @@ def teacher_of(
     )
 
 
-def _decoder(checkpoint: Checkpoint, group: Group) -> TrainableDecoder:
-    model = TrainableDecoder(checkpoint.spec, TrainModel(checkpoint, None).weights()).requires_grad_(False)
+def _decoder(checkpoint: Checkpoint, group: Group, *, bf16: bool) -> TrainableDecoder:
+    """A teacher. With bf16 its layers' matrices are what autocast would make of them in every pass."""
+    weights = TrainModel(checkpoint, None).weights()
+    if bf16 and group.size == 1:  # shards of a layer are of one type
+        narrow = (name for name, weight in weights.items() if name.startswith("layers.") and weight.dim() > 1)
+        weights |= {name: weights[name].bfloat16() for name in narrow}
+    model = TrainableDecoder(checkpoint.spec, weights).requires_grad_(False)
     group.shard(model)
     return model
 

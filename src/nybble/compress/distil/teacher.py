@@ -18,13 +18,15 @@ from nybble.checkpoint import Checkpoint
 from nybble.compress.distil.loss import divergence, top_k, top_k_divergence
 from nybble.compress.methods import Progress
 from nybble.compress.train.data import Sequences
+from nybble.compress.train.head import as_multiplied
 from nybble.core.errors import ConfigError, OutputError
 from nybble.formats.output import OutputFile
 from nybble.formats.safetensors import read_json
 from nybble.formats.safetensors_writer import write_json
 from nybble.tokenizer import load_tokenizer
 
-_CHUNK = 128  # tokens whose logits are in memory
+_PASS_TOKENS = 1024  # that the teacher reads at a time, to read its weights that much less often
+_CHUNK = 256  # tokens whose logits are in memory
 _PROBE = (
     "The quick brown fox, 12345 and 3.1: na\u00efve caf\u00e9s don't \u4f60\u597d \u043f\u0440\u0438\u0432\u0435\u0442 "
     "\U0001f600\n\n\tdef f(x):\n    return x**2  # <|end|> </s>"
@@ -64,14 +66,19 @@ class LiveTeacher:
     def answer(self, token_ids: torch.Tensor, rows: npt.NDArray[np.int64]) -> Answer:
         spec, vocab = self.model.spec, self._vocab_size
         hidden, kept = self.model(token_ids, lambda x, weight, kept: (x.flatten(0, 1), kept), self._keep)
-        head = self.model.outer["embed" if spec.tied_head else "head"]
+        head = as_multiplied(self.model.outer["embed" if spec.tied_head else "head"])
 
         def told(student: torch.Tensor, part: slice) -> torch.Tensor:
             with torch.no_grad():
-                wanted = head_logits(spec, hidden[part], head)[:, :vocab]
-            return divergence(student[:, :vocab], wanted, self._temperature)
+                wanted = _first(head_logits(spec, hidden[part], head), vocab)
+            return divergence(_first(student, vocab), wanted, self._temperature)
 
         return Answer(told, tuple(kept))
+
+
+def _first(logits: torch.Tensor, vocab_size: int) -> torch.Tensor:
+    """Without what pads the head. A slice of everything would still copy the gradient."""
+    return logits if logits.shape[-1] == vocab_size else logits[:, :vocab_size]
 
 
 class KeptTeacher:
@@ -90,7 +97,7 @@ class KeptTeacher:
         log_probs = torch.from_numpy(np.array(self._log_probs[rows])).flatten(0, 1).to(token_ids.device)
 
         def told(student: torch.Tensor, part: slice) -> torch.Tensor:
-            return top_k_divergence(student[:, : self._vocab_size], ids[part], log_probs[part], self._temperature)
+            return top_k_divergence(_first(student, self._vocab_size), ids[part], log_probs[part], self._temperature)
 
         return Answer(told)
 
@@ -146,22 +153,24 @@ def _make(
         raise OutputError(f"{folder} cannot be made: {e.strerror or e}") from e
     (folder / "teacher.json").unlink(missing_ok=True)
     progress.start(shape[0])
+    rows = max(1, _PASS_TOKENS // shape[1])
     with (
         OutputFile(folder / "teacher-ids.bin", force=True) as ids_file,
         OutputFile(folder / "teacher-log-probs.bin", force=True) as values_file,
         torch.autocast(device.type, torch.bfloat16, enabled=bf16),
     ):
-        for row in range(shape[0]):
-            token_ids = torch.from_numpy(sequences.token_ids[row : row + 1, :-1]).to(device)
+        for row in range(0, shape[0], rows):
+            token_ids = torch.from_numpy(sequences.token_ids[row : row + rows, :-1]).to(device)
 
             def head(x: torch.Tensor, weight: torch.Tensor, _: list[torch.Tensor]) -> None:
+                weight = as_multiplied(weight)
                 for part in torch.split(x.flatten(0, 1), _CHUNK):
                     found = top_k(head_logits(spec, part, weight)[:, :vocab_size], shape[2], temperature)
                     ids_file.write(found[0].to(torch.int32).cpu().numpy().tobytes())
                     values_file.write(found[1].cpu().numpy().tobytes())
 
             model(token_ids, head)
-            progress.advance(1, "what the teacher says")
+            progress.advance(len(token_ids), "what the teacher says")
 
 
 def shared_vocab(student: Checkpoint, teacher: Checkpoint) -> int:

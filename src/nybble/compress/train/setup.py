@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import shutil
@@ -32,22 +33,33 @@ _SELF_SHARE = 0.5  # of what a run reads, at most: text that the teacher writes 
 _MOST_SELF = 400_000
 _SELF_PER_MINUTE = 3000  # of a run that is asked for minutes: half of what two cores read of a small model
 LOG_NAME = "train.jsonl"
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # names of mallopt(3)
 
 
 @contextmanager
 def computing(threads: int | None) -> Iterator[None]:
     """As long as the block lasts torch has so many threads, None: as many as it had.
 
-    Large tensors are backed by huge pages from now on, if torch has made none so far: a step frees and takes all
-    activations and gradients, and loses a tenth of its time to having them handed over page by page.
+    From now on large tensors are backed by huge pages, if torch has made none so far, and what is freed stays with the
+    process: a step frees and takes all activations and gradients, and otherwise loses a tenth of its time, in virtual
+    machines up to a third, to having them handed over page by page.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    _keep_freed_memory()
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _keep_freed_memory() -> None:
+    """With glibc, whose malloc else gives large blocks back to the system at once."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, -1)
 
 
 def settled(options: TrainOptions, group: Group) -> TrainOptions:
