@@ -22,9 +22,9 @@ Data = Annotated[
     list[str] | None,
     typer.Option(
         "--data",
-        metavar="TEXT|DATASET|self",
-        help="A text or JSONL file, a `datasets` name, or self: what the teacher writes. May be given several times. "
-        "Default: Python's docs.",
+        metavar="TEXT|DATASET|self|self:TEXT",
+        help="A text or JSONL file, a `datasets` name, self: what the teacher writes, or self:TEXT: what it writes "
+        "after passages of TEXT. May be given several times. Default: Python's docs.",
     ),
 ]
 Tokens = Annotated[int | None, typer.Option(help="Tokens of it to use. Default: as many as the run reads.")]

@@ -60,6 +60,22 @@ def test_the_teacher_writes(llama: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert found.token_ids[0, :3].tolist() == [5, 6, 7] and "teacher wrote" in found.name
 
 
+def test_the_teacher_goes_on_from_passages(llama: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = []
+
+    def write(path: Path, tokens: int, seed: int, progress: object, *, after: list[list[int]]) -> list[list[int]]:
+        begun.extend(after)
+        return [[5, 6, 7]] * 100
+
+    monkeypatch.setattr("nybble.compress.train.data.write_own_text", write)
+    checkpoint = open_checkpoint(llama)
+    found = load_sequences(checkpoint, f"self:{text}", seq_len=8, tokens=300)
+    assert found.name == "text that the teacher wrote after text.txt"
+    assert begun == [load_tokenizer(checkpoint.tokenizer).encode(text.read_text(), add_special=False)]
+    with pytest.raises(ConfigError, match=r"nothing\.txt is not a file"):
+        load_sequences(checkpoint, "self:nothing.txt", seq_len=8, tokens=300)
+
+
 def test_several_texts_share_the_tokens(
     llama: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

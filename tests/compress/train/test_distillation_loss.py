@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import nybble  # noqa: E402
-from nybble.compress.distil.loss import divergence, top_k, top_k_divergence  # noqa: E402  # needs torch
+from nybble.compress.distil.loss import divergence, log_probs_of, top_k, top_k_divergence  # noqa: E402  # needs torch
 from nybble.compress.train.head import chunked_sum  # noqa: E402
 
 pytestmark = [pytest.mark.unit]
@@ -124,6 +124,31 @@ def test_all_tokens_kept_are_the_whole_divergence() -> None:
     student, teacher = (logits(seed).reshape(-1, VOCAB) for seed in (0, 1))
     whole = divergence(student, teacher, 2.0)
     assert torch.allclose(top_k_divergence(student, *top_k(teacher, VOCAB, 2.0), 2.0), whole, atol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_log_probs_of_some_tokens_are_those_of_all(temperature: float, dtype: torch.dtype) -> None:
+    """Values and gradients; a token may be asked for twice."""
+    ids = torch.tensor([[0, 3, 3], [VOCAB - 1, 2, 0]])
+    start = 30 * torch.randn(2, VOCAB, generator=torch.Generator().manual_seed(2), dtype=torch.float32)
+    weight = torch.tensor([[1.0, -2.0, 0.5], [0.0, 3.0, 1.0]])
+    ours, plain = (start.to(dtype).requires_grad_() for _ in range(2))
+    found = log_probs_of(ours, ids, temperature)
+    expected = torch.log_softmax(plain.float() / temperature, -1).gather(-1, ids)
+    assert found.dtype == torch.float32 and torch.allclose(found, expected, rtol=1e-5, atol=1e-5)
+    (found * weight).sum().backward()
+    (expected * weight).sum().backward()
+    assert ours.grad is not None and plain.grad is not None and ours.grad.dtype == dtype
+    assert torch.allclose(ours.grad, plain.grad, rtol=1e-5 if dtype == torch.float32 else 1e-2, atol=1e-6)
+
+
+def test_the_gradient_of_log_probs_is_given_once() -> None:
+    """It takes the place of what it is made of: wrong numbers would follow."""
+    found = log_probs_of(logits(0).reshape(-1, VOCAB).requires_grad_(), torch.zeros(1, 1, dtype=torch.int64), 1.0).sum()
+    found.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        found.backward()
 
 
 def test_the_rest_is_one_more_outcome() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
@@ -20,7 +20,8 @@ from nybble.tokenizer import load_tokenizer
 
 _AT_ONCE = 48  # documents
 _LENGTH = 256  # tokens of one, at most
-_LEAST = 16  # shorter ones say nothing
+_LEAST = 16  # what the model adds, at least: less says nothing
+_PASSAGE = 32  # tokens of a given text that a document begins with
 _CONTEXT = _LENGTH + 16
 
 
@@ -34,20 +35,35 @@ def own_texts(model: Path, num_tokens: int, progress: Progress) -> list[str]:
     return [tokenizer.decode(document) for document in documents]
 
 
-def write_own_text(model: Path, num_tokens: int, seed: int, progress: Progress) -> list[list[int]]:
+def write_own_text(
+    model: Path, num_tokens: int, seed: int, progress: Progress, *, after: Sequence[Sequence[int]] | None = None
+) -> list[list[int]]:
     """Documents of together about so many tokens, drawn at temperature 1: the same for the same seed.
 
-    Each begins with a token drawn from all that are text, so that they differ (Liu et al. 2023, arXiv 2305.17888). A
-    model in 16 bits or more writes with weights of 8 bits, which is faster and changes what it says hardly.
+    Each begins with a passage of `after`, texts as token ids, or without those with a token drawn from all that are
+    text, so that they differ (Liu et al. 2023, arXiv 2305.17888). A model in 16 bits or more writes with weights of 8
+    bits, which is faster and changes what it says hardly.
 
     Raises:
         CheckpointError, TokenizerError, OutputError: the model cannot be read, or not be made smaller for this.
-        ConfigError: there is no memory for it, or it writes nothing.
+        ConfigError: there is no memory for it, it writes nothing, or `after` has no passage.
     """
+    passages = None if after is None else _passages(after)
     progress.note(f"{model.name} writes {num_tokens} tokens to learn from")
     with _as_it_writes(model) as weights:
         loaded = load_model(weights, context=_CONTEXT)
-    return _documents(loaded, num_tokens, random.Random(seed), str(model))
+    if passages is None:
+        special = loaded.tokenizer.special_token_ids
+        passages = [[i] for i in range(loaded.tokenizer.vocab_size) if i not in special]
+    return _documents(loaded, num_tokens, random.Random(seed), str(model), passages)
+
+
+def _passages(texts: Sequence[Sequence[int]]) -> list[list[int]]:
+    """All pieces of one length, one after the other. Raises ConfigError if there is none."""
+    found = [list(text[at : at + _PASSAGE]) for text in texts for at in range(0, len(text) - _PASSAGE + 1, _PASSAGE)]
+    if not found:
+        raise ConfigError(f"the text to go on from has no passage of {_PASSAGE} tokens: give a longer one")
+    return found
 
 
 @contextmanager
@@ -77,9 +93,9 @@ def writing_bytes(checkpoint: Checkpoint) -> int:
     return weights + _AT_ONCE * _CONTEXT * numbers * 2
 
 
-def _documents(loaded: LoadedModel, num_tokens: int, draw: random.Random, name: str) -> list[list[int]]:
-    special = loaded.tokenizer.special_token_ids
-    first = [i for i in range(loaded.tokenizer.vocab_size) if i not in special]
+def _documents(
+    loaded: LoadedModel, num_tokens: int, draw: random.Random, name: str, passages: Sequence[list[int]]
+) -> list[list[int]]:
     bos = loaded.checkpoint.bos_token_id
     begin = [bos] if loaded.checkpoint.add_bos and bos is not None else []
     generator = loaded.generator(
@@ -88,13 +104,17 @@ def _documents(loaded: LoadedModel, num_tokens: int, draw: random.Random, name: 
     documents: list[list[int]] = []
     found = 0
     while found < num_tokens:
-        starts = [draw.choice(first) for _ in range(max(8, 4 * (num_tokens - found) // (3 * _LENGTH)))]
-        rows = [SamplingParams(temperature=1.0, max_tokens=_LENGTH, seed=draw.getrandbits(31)) for _ in starts]
-        written: list[list[int]] = [[start] for start in starts]
-        for events in generator.generate([[*begin, start] for start in starts], rows):
+        starts = [draw.choice(passages) for _ in range(max(8, 4 * (num_tokens - found) // (3 * _LENGTH)))]
+        rows = [
+            SamplingParams(temperature=1.0, max_tokens=_LENGTH + 1 - len(start), seed=draw.getrandbits(31))
+            for start in starts
+        ]
+        written = [list(start) for start in starts]
+        for events in generator.generate([[*begin, *start] for start in starts], rows):
             for event in events:
                 written[event.index].append(event.token_id)
-        good = [document for document in written if len(document) >= _LEAST]
+        ends = zip(written, starts, strict=True)
+        good = [document for document, start in ends if len(document) >= len(start) + _LEAST - 1]
         documents += good
         found += sum(map(len, good))
         if len(good) < len(written) // 16:

@@ -20,6 +20,7 @@ from nybble.core.errors import ConfigError
 DEFAULT_NAME = "Python's documentation and standard library"
 OWN_NAME = "text that the model wrote"
 SELF = "self"  # how users ask for that
+SELF_AFTER = "self:"  # and, with the name of a text behind it, for what the model writes after passages of that
 # Modules with much prose in them, and some of plain code; all have been there for many versions.
 _MODULES = (
     "argparse", "ast", "asyncio/tasks", "bisect", "calendar", "collections/__init__", "concurrent/futures/_base",

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from nybble.checkpoint import Checkpoint
 from nybble.compress.calibration.own_text import write_own_text
-from nybble.compress.calibration.text import SELF, read_texts
+from nybble.compress.calibration.text import SELF, SELF_AFTER, read_texts
 from nybble.compress.methods import Progress, Silent
 from nybble.core.errors import ConfigError
 from nybble.tokenizer import load_tokenizer
@@ -65,7 +65,8 @@ def load_sequences(
     """Sequences of together up to `tokens` tokens.
 
     data: a text file, a JSONL file with a `text` in each line, the name of a data set, `self` for what the model
-    writes (own_tokens of it at most), or None for the built-in text. Several give equal shares; what one has too little
+    writes (own_tokens of it at most), `self:` and one of the first three for what it writes after passages of 32 tokens
+    of that text, or None for the built-in text. Several give equal shares; what one has too little
     for, those behind it make up for.
 
     Raises:
@@ -80,10 +81,9 @@ def load_sequences(
     left = tokens
     for number, source in enumerate(sources):
         share = max(1, left // (len(sources) - number))
-        if source == SELF:
+        if writes_itself(source):
             wanted = share if own_tokens is None else min(share, own_tokens)
-            found = write_own_text(checkpoint.path, wanted, seed, Silent() if progress is None else progress)
-            name = "text that the teacher wrote"
+            found, name = _written(checkpoint, source or SELF, wanted, seed, Silent() if progress is None else progress)
         else:
             found, name = _encoded(checkpoint, source, share)
         if len(sources) > 1:
@@ -92,6 +92,22 @@ def load_sequences(
         names.append(name)
         left -= sum(len(document) + 1 for document in found)
     return pack(documents, checkpoint, " and ".join(names), seq_len=seq_len, tokens=tokens)
+
+
+def writes_itself(source: str | None) -> bool:
+    """Whether the model is to write the text."""
+    return source is not None and (source == SELF or source.startswith(SELF_AFTER))
+
+
+def _written(
+    checkpoint: Checkpoint, source: str, tokens: int, seed: int, progress: Progress
+) -> tuple[list[list[int]], str]:
+    name = "text that the teacher wrote"
+    if source == SELF:
+        return write_own_text(checkpoint.path, tokens, seed, progress), name
+    # As much as is there: passages are drawn, so that the more the text has, the more they differ.
+    after, whose = _encoded(checkpoint, source.removeprefix(SELF_AFTER), tokens)
+    return write_own_text(checkpoint.path, tokens, seed, progress, after=after), f"{name} after {whose}"
 
 
 def _first_tokens(documents: list[list[int]], count: int) -> list[list[int]]:

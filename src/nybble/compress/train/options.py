@@ -18,8 +18,8 @@ class TrainOptions:
     peak, reached after `warmup` steps, from where a cosine leads down to a hundredth of it. clip: the largest norm of a
     gradient. bf16: matrix products in bfloat16 (autocast); None: where the processor has instructions for it.
     recompute: keep no activations inside of layers (less memory, a third more time). data: a text or JSONL file, the
-    name of a `datasets` data set, `self` for text that the teacher writes, or several of these; None: text that comes
-    with Python.
+    name of a `datasets` data set, `self` for text that the teacher writes, `self:` and one of the first three for what
+    it writes after passages of that, or several of these; None: text that comes with Python.
     save_minutes: between two checkpoints.
     """
 

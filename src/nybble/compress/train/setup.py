@@ -14,10 +14,9 @@ from pathlib import Path
 import torch
 
 from nybble.checkpoint import Checkpoint
-from nybble.compress.calibration.text import SELF
 from nybble.compress.methods import Progress
 from nybble.compress.stage import StageResult
-from nybble.compress.train.data import Sequences, load_sequences
+from nybble.compress.train.data import Sequences, load_sequences, writes_itself
 from nybble.compress.train.group import Group
 from nybble.compress.train.log import read_log
 from nybble.compress.train.loop import Trained, wants_bf16
@@ -94,7 +93,8 @@ def load_data(checkpoint: Checkpoint, options: TrainOptions, group: Group, progr
     wanted = _MOST_TOKENS if steps is None else steps * options.tokens_per_step * group.size
     worth_writing = wanted * _SELF_SHARE if options.minutes is None else options.minutes * _SELF_PER_MINUTE
     own_tokens = options.tokens or min(_MOST_SELF, max(4 * options.seq_len, int(worth_writing)))
-    tokens = options.tokens or (own_tokens if options.data == SELF else min(wanted, _MOST_TOKENS))
+    only_own = isinstance(options.data, str) and writes_itself(options.data)
+    tokens = options.tokens or (own_tokens if only_own else min(wanted, _MOST_TOKENS))
     found = None
     if group.leads:
         found = load_sequences(
