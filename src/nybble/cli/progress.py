@@ -28,9 +28,11 @@ class Bar:
             self._bar.stop()
 
     def start(self, total: int) -> None:
-        """The bar appears; without a terminal there is none."""
+        """The bar appears, in place of the one before; without a terminal there is none."""
         if not self._console.is_terminal:
             return
+        if self._bar is not None:
+            self._bar.stop()
         columns = (TaskProgressColumn(), BarColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
         self._bar = Progress(*columns, console=self._console, transient=True)
         self._task = self._bar.add_task("", total=max(total, 1))

@@ -55,7 +55,8 @@ def write_own_text(
     if passages is None:
         special = loaded.tokenizer.special_token_ids
         passages = [[i] for i in range(loaded.tokenizer.vocab_size) if i not in special]
-    return _documents(loaded, num_tokens, random.Random(seed), str(model), passages)
+    progress.start(num_tokens)
+    return _documents(loaded, num_tokens, random.Random(seed), str(model), passages, progress)
 
 
 def _passages(texts: Sequence[Sequence[int]]) -> list[list[int]]:
@@ -94,7 +95,12 @@ def writing_bytes(checkpoint: Checkpoint) -> int:
 
 
 def _documents(
-    loaded: LoadedModel, num_tokens: int, draw: random.Random, name: str, passages: Sequence[list[int]]
+    loaded: LoadedModel,
+    num_tokens: int,
+    draw: random.Random,
+    name: str,
+    passages: Sequence[list[int]],
+    progress: Progress,
 ) -> list[list[int]]:
     bos = loaded.checkpoint.bos_token_id
     begin = [bos] if loaded.checkpoint.add_bos and bos is not None else []
@@ -113,6 +119,7 @@ def _documents(
         for events in generator.generate([[*begin, *start] for start in starts], rows):
             for event in events:
                 written[event.index].append(event.token_id)
+            progress.advance(len(events), "tokens written")
         ends = zip(written, starts, strict=True)
         good = [document for document, start in ends if len(document) >= len(start) + _LEAST - 1]
         documents += good
