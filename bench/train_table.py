@@ -28,14 +28,17 @@ STEP_TOKENS = 512
 DISTIL_TOKENS = 430_080
 GROUP_32 = ("--group-size", "32")
 # What is trained on besides the model's own text, by the end of the row's name, and how its title says so.
-OWN, NATURAL, BOTH, MANY = "", "-natural", "-both", "-many"
+OWN, NATURAL, BOTH, MANY, AFTER = "", "-natural", "-both", "-many", "-after"
 TEXTS = {
     OWN: "on its own text",
     NATURAL: "on Wikipedia",
     BOTH: "on Wikipedia and its own text",
     MANY: "on Wikipedia and other texts",
+    AFTER: "on Wikipedia, other texts and what it wrote after passages of Wikipedia",
 }
-MIXED_TOKENS = {BOTH: 716_800, MANY: 614_400}
+MIXED_TOKENS = {BOTH: 716_800, MANY: 614_400, AFTER: 819_200}
+# One sequence as long as the windows that are measured, in place of two half as long.
+LONG = ("--seq-len", "512", "--batch", "1")
 
 Document = dict[str, Any]
 
@@ -45,7 +48,7 @@ class Row:
     """before: the file that training is compared with; after: the trained one. goal: share of the KL to recover.
 
     prune: how `before` is made of the reference, which then teaches it; without, it is rounded to type. steps: updates
-    of 512 tokens. text: of TEXTS.
+    of 512 tokens. text: of TEXTS. training: more options of the run.
     """
 
     name: str
@@ -57,6 +60,7 @@ class Row:
     options: tuple[str, ...] = ()
     prune: tuple[str, ...] = ()
     text: str = OWN
+    training: tuple[str, ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -83,13 +87,22 @@ ROWS = [
     Row("int2", "int2, groups of 32: rounded, trained", 0.6, 100, 3e-4, "int2", GROUP_32),
     Row("q2k", "Q2_K: importance matrix, trained", 0.4, 100, 1e-4, "Q2_K"),
     *(
-        Row(f"{name}{end}", f"{words}: pruned, distilled {TEXTS[end]}", 0.6, steps, 1.5e-4, prune=prune, text=end)
+        Row(
+            f"{name}{end}",
+            f"{words}: pruned, distilled {TEXTS[end]}",
+            0.6,
+            steps,
+            1.5e-4,
+            prune=prune,
+            text=end,
+            training=LONG if end == AFTER else (),
+        )
         for name, words, prune, runs in (
             (
                 "depth-3",
                 "3 of 30 layers less",
                 ("--drop-layers", "3"),
-                {OWN: 450, NATURAL: 1400, BOTH: 1400, MANY: 1200},
+                {OWN: 450, NATURAL: 1400, BOTH: 1400, MANY: 1200, AFTER: 1600},
             ),
             ("depth-6", "6 of 30 layers less", ("--drop-layers", "6"), {OWN: 450, NATURAL: 560}),
             ("ffn-75", "a quarter of the neurons less", ("--ffn-width", "0.75"), {OWN: 450, NATURAL: 1400}),
@@ -135,12 +148,18 @@ class Maker:
         if target.exists():
             return
         own = self.work / "self.jsonl"
-        kinds = {OWN: [own], NATURAL: [self.natural], BOTH: [self.natural, own], MANY: [self.natural, self.other]}
+        kinds = {
+            OWN: [own],
+            NATURAL: [self.natural],
+            BOTH: [self.natural, own],
+            MANY: [self.natural, self.other],
+            AFTER: [self.natural, self.other, f"self:{self.natural}"],
+        }
         cache = f"cache-{row.tokens}{row.text}"
         common = [
             *(part for text in kinds[row.text] for part in ("--data", text)),
             "--tokens", row.tokens, "--top-k", TOP_K, "--cache", self.work / cache,
-            "--steps", row.steps, "--lr", row.rate, "--resume",
+            "--steps", row.steps, "--lr", row.rate, "--resume", *row.training,
         ]  # fmt: skip
         if row.prune:
             self.nybble("distil", self.work / row.before, target, "--teacher", self.reference, *common)
@@ -206,7 +225,7 @@ def main() -> None:
     natural, other = (path and path.resolve() for path in (args.natural, args.other))
     wanted = [row for row in ROWS if row.name not in document["rows"] and re.search(args.only, row.name)]
     wanted = [row for row in wanted if natural or row.text == OWN]
-    wanted = [row for row in wanted if other or row.text != MANY]
+    wanted = [row for row in wanted if other or row.text not in (MANY, AFTER)]
     if any(row.text in (OWN, BOTH) for row in wanted):
         own_text(reference, work)
     for row in wanted:
