@@ -10,7 +10,6 @@ gradients flow to whichever of them ask for it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, MutableMapping
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -127,11 +126,11 @@ class Layer:
         tokens = q.shape[2]
         grouped = spec.num_q_heads != spec.num_kv_heads
         if spec.attn_softcap is None:
-            how: dict[str, Any] = {"scale": spec.sm_scale, "enable_gqa": grouped}
-            if spec.window is None or spec.window >= tokens:  # what a mask hides is computed, what is causal is not
-                return F.scaled_dot_product_attention(q, k, v, is_causal=True, **how)
-            mask = causal_mask(tokens, spec.window, q.device)
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, **how)
+            whole = spec.window is None or spec.window >= tokens
+            hidden = None if whole else causal_mask(tokens, spec.window, q.device)  # what a mask hides is computed too
+            return F.scaled_dot_product_attention(
+                q, k, v, attn_mask=hidden, is_causal=whole, scale=spec.sm_scale, enable_gqa=grouped
+            )
         if grouped:
             repeats = spec.num_q_heads // spec.num_kv_heads
             k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)

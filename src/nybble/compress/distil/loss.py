@@ -86,9 +86,10 @@ def top_k_divergence(
 def log_probs_of(logits: torch.Tensor, ids: torch.Tensor, temperature: float) -> torch.Tensor:
     """Logarithms of the probabilities of some tokens. [tokens, vocab_size], [tokens, k] -> [tokens, k], float32.
 
-    The same as log_softmax and gather, with two passes over the vocabulary in place of six, gradient included. The
-    gradient can be asked for once.
+    The same as log_softmax and gather, with one tensor of the logits' size for the value and the gradient. The gradient
+    can be asked for once.
     """
+    # torch gives `apply` no types
     found: torch.Tensor = _LogProbs.apply(logits, ids, temperature)  # type: ignore[no-untyped-call]
     return found
 

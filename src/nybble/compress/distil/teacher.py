@@ -18,7 +18,7 @@ from nybble.checkpoint import Checkpoint
 from nybble.compress.distil.loss import divergence, top_k, top_k_divergence
 from nybble.compress.methods import Progress
 from nybble.compress.train.data import Sequences
-from nybble.compress.train.head import as_multiplied
+from nybble.compress.train.head import as_multiplied, tokens_at_once
 from nybble.core.errors import ConfigError, OutputError
 from nybble.formats.output import OutputFile
 from nybble.formats.safetensors import read_json
@@ -26,7 +26,6 @@ from nybble.formats.safetensors_writer import write_json
 from nybble.tokenizer import load_tokenizer
 
 _PASS_TOKENS = 1024  # that the teacher reads at a time, to read its weights that much less often
-_CHUNK = 256  # tokens whose logits are in memory
 _PROBE = (
     "The quick brown fox, 12345 and 3.1: na\u00efve caf\u00e9s don't \u4f60\u597d \u043f\u0440\u0438\u0432\u0435\u0442 "
     "\U0001f600\n\n\tdef f(x):\n    return x**2  # <|end|> </s>"
@@ -164,7 +163,7 @@ def _make(
 
             def head(x: torch.Tensor, weight: torch.Tensor, _: list[torch.Tensor]) -> None:
                 weight = as_multiplied(weight)
-                for part in torch.split(x.flatten(0, 1), _CHUNK):
+                for part in torch.split(x.flatten(0, 1), tokens_at_once(weight)):
                     found = top_k(head_logits(spec, part, weight)[:, :vocab_size], shape[2], temperature)
                     ids_file.write(found[0].to(torch.int32).cpu().numpy().tobytes())
                     values_file.write(found[1].cpu().numpy().tobytes())

@@ -10,6 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -83,7 +84,7 @@ def load_sequences(
         share = max(1, left // (len(sources) - number))
         if writes_itself(source):
             wanted = share if own_tokens is None else min(share, own_tokens)
-            found, name = _written(checkpoint, source or SELF, wanted, seed, Silent() if progress is None else progress)
+            found, name = _written(checkpoint, source, wanted, seed, Silent() if progress is None else progress)
         else:
             found, name = _encoded(checkpoint, source, share)
         if len(sources) > 1:
@@ -94,9 +95,9 @@ def load_sequences(
     return pack(documents, checkpoint, " and ".join(names), seq_len=seq_len, tokens=tokens)
 
 
-def writes_itself(source: str | None) -> bool:
+def writes_itself(source: object) -> TypeGuard[str]:
     """Whether the model is to write the text."""
-    return source is not None and (source == SELF or source.startswith(SELF_AFTER))
+    return isinstance(source, str) and (source == SELF or source.startswith(SELF_AFTER))
 
 
 def _written(

@@ -26,9 +26,15 @@ def chunked_sum(
     The gradient is that of the first term, and can be asked for once; the others are told for the log. Under autocast
     `loss` gets the head in its type. chunk_tokens: None: as many as a bound on the memory of their logits allows.
     """
-    size = chunk_tokens or max(1, _CHUNK_BYTES // (4 * len(head)))
+    size = chunk_tokens or tokens_at_once(head)
+    # torch gives `apply` no types
     found: torch.Tensor = _Chunked.apply(hidden, head, loss, num_terms, size)  # type: ignore[no-untyped-call]
     return found
+
+
+def tokens_at_once(head: torch.Tensor) -> int:
+    """How many tokens a head [vocab_size, hidden_size] is multiplied with at a time."""
+    return max(1, _CHUNK_BYTES // (4 * len(head)))
 
 
 class _Chunked(torch.autograd.Function):

@@ -93,8 +93,7 @@ def load_data(checkpoint: Checkpoint, options: TrainOptions, group: Group, progr
     wanted = _MOST_TOKENS if steps is None else steps * options.tokens_per_step * group.size
     worth_writing = wanted * _SELF_SHARE if options.minutes is None else options.minutes * _SELF_PER_MINUTE
     own_tokens = options.tokens or min(_MOST_SELF, max(4 * options.seq_len, int(worth_writing)))
-    only_own = isinstance(options.data, str) and writes_itself(options.data)
-    tokens = options.tokens or (own_tokens if only_own else min(wanted, _MOST_TOKENS))
+    tokens = options.tokens or (own_tokens if writes_itself(options.data) else min(wanted, _MOST_TOKENS))
     found = None
     if group.leads:
         found = load_sequences(
